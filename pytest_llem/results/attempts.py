@@ -63,7 +63,8 @@ def get_or_measure(
             return store.outcome_of(key, state)
         earlier = reuse() if reuse is not None else Reuse(None, None)
         if earlier.result is not None:
-            state = given(key, earlier.result, store.write_reused(key, earlier.result, earlier.directory))
+            source = store.write_reused(key, earlier.result, earlier.directory, earlier.answers)
+            state = given(key, earlier.result, source)
             write_state(directory, state)
             return store.outcome_of(key, state)
         state = begin(key, None, earlier.reason)

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.answers import Answered
 from pytest_llem.job.files import slug
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.measurement import read_measurement
@@ -25,11 +26,15 @@ from pytest_llem.results.state import read_state
 
 @dataclass(frozen=True)
 class Reuse:
-    """An earlier result of a cycle with its directory, or the reason why none can be reused."""
+    """An earlier result of a cycle with its directory, or the reason why none can be reused.
+
+    `answers` have other scores than those in the directory.
+    """
 
     result: Result | None
     reason: str | None
     directory: Path | None = None
+    answers: Sequence[Answered] | None = None
 
 
 def _with_percentiles(result: Result, directory: Path, percentiles: Sequence[float]) -> Result:

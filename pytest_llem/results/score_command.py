@@ -10,15 +10,13 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import cast
 
-import pyarrow.parquet as pq
-
 from pytest_llem.errors import JsonValue, LlemError, SettingsError, StoreError
-from pytest_llem.job.answers import Answered, read_answers, write_answers
+from pytest_llem.job.answers import write_answers
 from pytest_llem.job.config import ExperimentConfig, ScoreBy
 from pytest_llem.job.files import expanded, write_bytes
 from pytest_llem.job.job import JobDir
@@ -27,44 +25,17 @@ from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.gate_report import gate_files
 from pytest_llem.results.layout import MANIFEST, CycleKey, runs_at
 from pytest_llem.results.manifest import read_manifest
-from pytest_llem.results.notes import answer_notes
-from pytest_llem.results.quality_schema import QualitySection
 from pytest_llem.results.reading import load_rows, measurement_id
+from pytest_llem.results.rescored import Rescored, rescored
 from pytest_llem.results.run_verdict import run_findings
 from pytest_llem.results.schema import Result
-from pytest_llem.results.scored import Scored, score_answers
-from pytest_llem.results.sections.quality import derive_quality
 from pytest_llem.results.store import RunStore, write_result
 from pytest_llem.results.summary import MetricSummary, summarise, summarise_metrics, write_summary
 from pytest_llem.results.terminal import counted, fitted_table, quantity, show
-from pytest_llem.scoring.registry import scorer_of
 
 SHOWN = 5
 """Chosen: so many questions with other scores tell what a scorer does; `--format json` has all."""
 HEAD = ("experiment", "scorer", "questions", "right", "accuracy", "95 % interval", "per right answer", "changed")
-FOLLOW = ("answers_cut", "answers_not_scored")
-"""Warnings that follow from scores."""
-
-
-@dataclass(frozen=True)
-class Changed:
-    """A question whose mean score over the repeats of a cycle is another one than before, `None` where it had none."""
-
-    cycle: int
-    question: str
-    before: float | None
-    after: float
-
-
-@dataclass(frozen=True)
-class Rescored:
-    """A cycle with new scores: its result as it would be, its answers, and what changed."""
-
-    directory: Path
-    result: Result
-    quality: QualitySection
-    answers: Sequence[Answered]
-    changed: Sequence[Changed]
 
 
 def score(options: argparse.Namespace) -> int:
@@ -119,50 +90,11 @@ def _rescored(result: Result, directory: Path, wanted: str | ScoreBy | None) -> 
     """A cycle with new scores, by the scorer of its study unless another is wanted."""
     settings = decode(ExperimentConfig, cast("JsonValue", result.experiment.config)).workload
     settings = settings if wanted is None else replace(settings, score=wanted, task=None)
-    where = f"{result.study}[{result.experiment.id}-c{result.cycle}]"
     try:
-        scorer = scorer_of(settings)
-        if scorer is None:
-            raise SettingsError("its study names no scorer", fix="name one by --score")
-        before = read_answers(JobDir(directory).answers)
-        for answer in before:
-            scorer.check(answer.target)
-        answers = score_answers(scorer, before)
+        return rescored(result, directory, settings)
     except LlemError as problem:
+        where = f"{result.study}[{result.experiment.id}-c{result.cycle}]"
         raise problem.restated(f"{where}: {problem.message}") from None
-    asked = _requests(directory, answers)
-    quality = derive_quality(settings, scorer, answers, None, result.energy, asked)
-    kept = [note for note in result.warnings if note.code not in FOLLOW]
-    update = {"quality": quality, "warnings": (*kept, *answer_notes(Scored(scorer, answers)))}
-    return Rescored(
-        directory, result.model_copy(update=update), quality, answers, _changed(result.cycle, before, answers)
-    )
-
-
-def _requests(directory: Path, answers: Sequence[Answered]) -> int:
-    """How many requests the energy is of; where no table says so, as many as there are answers."""
-    table = JobDir(directory).requests
-    return pq.read_metadata(table).num_rows if table.is_file() else sum(answer.repeats for answer in answers)
-
-
-def _changed(cycle: int, before: Sequence[Answered], after: Sequence[Answered]) -> list[Changed]:
-    old, new = _means(before), _means(after)
-    return [Changed(cycle, name, old[name], new[name] or 0.0) for name in new if old[name] != new[name]]
-
-
-def _means(answers: Sequence[Answered]) -> dict[str, float | None]:
-    """The mean score of each question over the repeats."""
-    by_question: dict[str, list[Answered]] = defaultdict(list)
-    for answer in answers:
-        by_question[answer.question].append(answer)
-    means: dict[str, float | None] = {}
-    for name, each in by_question.items():
-        known = [(answer.score, answer.repeats) for answer in each if answer.score is not None]
-        total = sum(repeats for _, repeats in known)
-        means[name] = (
-            math.fsum(score * repeats for score, repeats in known) / total if len(known) == len(each) else None
-        )
-    return means
 
 
 def _by_experiment(cycles: Sequence[Rescored]) -> list[list[Rescored]]:

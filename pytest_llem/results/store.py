@@ -7,7 +7,7 @@ The session and `attempts` use it. It must measure nothing and decide nothing; t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from filelock import FileLock
 
 import pytest_llem.containers.errors  # noqa: F401 (error.json may hold one of these: from_dict knows what was imported)
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError, from_dict
+from pytest_llem.job.answers import Answered, write_answers
 from pytest_llem.job.files import log_tail, read_json, write_bytes, write_text
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.environment import gather
@@ -107,7 +108,9 @@ class RunStore:
                 siblings[state.cycle] = read_result(JobDir(path.parent).result)
         return dict(sorted(siblings.items()))
 
-    def write_reused(self, key: CycleKey, result: Result, earlier: Path | None = None) -> str:
+    def write_reused(
+        self, key: CycleKey, result: Result, earlier: Path | None = None, answers: Sequence[Answered] | None = None
+    ) -> str:
         """Write an earlier run's result as this cycle's, and return the id of the run that measured it.
 
         The table of its requests and its answers in the directory `earlier` come along, as the result's own rows.
@@ -120,6 +123,8 @@ class RunStore:
         for kept in () if earlier is None else (JobDir(earlier).requests, JobDir(earlier).answers):
             if kept.is_file():
                 write_bytes(job_dir.path / kept.name, kept.read_bytes(), durable=False)
+        if answers is not None:
+            write_answers(job_dir.answers, answers)
         write_result(job_dir, result.model_copy(update=update))
         return source
 

@@ -29,6 +29,7 @@ from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
 from pytest_llem.results.judging import judge_experiment, precise_after
 from pytest_llem.results.layout import MANIFEST, CycleKey
 from pytest_llem.results.manifest import StudyPlan, read_manifest, rebuild_manifest
+from pytest_llem.results.rescored import scored_now
 from pytest_llem.results.resume import EarlierRuns, Reuse
 from pytest_llem.results.run_verdict import RunFinding, run_findings, with_common
 from pytest_llem.results.search_record import SearchRecord, read_searches
@@ -176,6 +177,7 @@ class RunResults:
             return Reuse(None, error.message)
         study, besides = cycle.study, EVIDENCE if load is not None else ()
         found = self._earlier_runs.find(cycle.key, identity, study.thresholds, others, study.percentiles, besides)
+        found = scored_now(found, cycle.experiment.config.workload)
         if found.result is None or load is None or found.result.experiment.config == encode(cycle.experiment.config):
             return found
         return Reuse(None, f"its load was another than {load:.4g}")

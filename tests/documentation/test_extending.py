@@ -43,6 +43,8 @@ def test_what_a_package_adds_is_used_by_name(pytester: pytest.Pytester, folder: 
     (job,) = (json.loads(path.read_text()) for path in folder.rglob("job.json"))
     assert job["texts"]["texts"] == [f"What is {n} plus {n + 1}?" for n in range(4)]
     assert result["experiment"]["config"]["workload"]["dataset"] == "sums"
+    assert (result["quality"]["scorer"], result["quality"]["scorer_version"]) == ("near", "llem-extras 1.0")
+    assert (result["quality"]["questions"], len(result["quality"]["scores"])) == (4, 4)
     (gate,) = (json.loads(path.read_text()) for path in folder.rglob("gate.json"))
     (row,) = gate["rows"]
     delay = result["energy"]["joules_per_request"] * result["latency"]["e2el_s"]["mean"]

@@ -11,8 +11,13 @@ import pytest
 
 from pytest_llem.cli import main
 from pytest_llem.job.answers import read_answers
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.report import RunReport
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
-from pytest_llem.results.reading import load
+from pytest_llem.results.reading import load, load_rows
+from pytest_llem.results.rescored import scored_now
+from pytest_llem.results.resume import Reuse
 from pytest_llem.results.store import RunStore
 from tests.unit.results.scored_runs import SCORED, answered, scored_run
 
@@ -103,15 +108,34 @@ def test_a_warning_of_scores_goes_with_them(tmp_path: Path) -> None:
     assert "answers_cut" not in {note.code for note in result.warnings}
 
 
-def test_a_reused_cycle_brings_its_answers(run: Path, tmp_path: Path) -> None:
-    """`--llem-resume` copied the result alone, and nothing could be scored again."""
-    (result, _) = load(run)
+def test_a_reused_cycle_brings_its_answers_with_the_scores_of_today(run: Path, tmp_path: Path) -> None:
+    """`--llem-resume` copied the result alone, so that nothing could be scored again by a corrected grader."""
     store = RunStore.create(tmp_path / "out", "run-2")
-    (cycle, _) = sorted(run.glob("*/*/c*"))
-    state = json.loads((cycle / "state.json").read_text())
-    key = CycleKey(state["study"], state["experiment_id"], state["config_hash"], state["cycle"])
-    store.write_reused(key, result, cycle)
-    assert (store.directory(key) / "answers.jsonl").read_bytes() == (cycle / "answers.jsonl").read_bytes()
+    (result, _), cycle = load(run), min(run.glob("*/*/c*"))
+    key = CycleKey(result.study, result.experiment.id, result.experiment.config_hash, result.cycle)
+    earlier = Reuse(result, None, cycle)
+    assert scored_now(earlier, SCORED) == earlier
+    now = scored_now(earlier, replace(SCORED, score="contains"))
+    assert get_or_measure(store, key, never, reuse=lambda: now).result is not None
+    (reused,) = load_rows(store.run_dir)
+    assert reused.quality is not None
+    assert (reused.source_run, reused.quality.scorer, reused.quality.correct) == ("run-1", "contains", 4)
+    assert [answer.score for answer in read_answers(store.directory(key) / "answers.jsonl")] == [1, 1, 0, 0]
+    assert [answer.score for answer in read_answers(cycle / "answers.jsonl")] == [1, 0, 0, 0]
+
+
+def test_a_result_that_today_cannot_be_scored_is_not_reused(tmp_path: Path) -> None:
+    settings = replace(SCORED, keep_answers=False)
+    run = scored_run(tmp_path / "out", {"a": (10.0, answered(TEXTS))}, settings=settings, cycles=1)
+    found = Reuse(load(run)[0], None, min(run.glob("*/*/c*")))
+    assert scored_now(found, settings) == found
+    refused = scored_now(found, replace(settings, score="contains"))
+    assert refused.result is None
+    assert "the text of its answer was not kept" in (refused.reason or "")
+
+
+def never(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
+    raise AssertionError("measured again")
 
 
 @pytest.mark.parametrize(
