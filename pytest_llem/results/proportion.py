@@ -12,6 +12,7 @@ as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from statistics import fmean, variance
 
@@ -47,6 +48,7 @@ def pooled(shares: Sequence[float], counts: Sequence[float], *, correlated: bool
     return share, min(count, max(1.0, share * (1 - share) / between)) if between else count
 
 
+@lru_cache(maxsize=1024)
 def binomial_interval(successes: float, trials: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The exact two-sided interval of a share (Clopper and Pearson, Biometrika 26, 1934, 404-413).
 

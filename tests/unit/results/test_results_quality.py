@@ -30,6 +30,7 @@ from pytest_llem.results.statistics import COVERAGE
 from pytest_llem.results.summary import ExperimentSummary, summarise, summary_csv
 from pytest_llem.results.uncertainty import UncertaintyBudget, budget_of_experiment, budget_of_result
 from pytest_llem.scoring.texts import TEXT_SCORERS
+from tests.benchmarks.quality_intervals import World, held
 from tests.unit.results.conftest import REPORT
 
 if TYPE_CHECKING:
@@ -278,3 +279,12 @@ def test_tables_have_both_metrics_with_their_intervals(bench: Bench, key: CycleK
         (0.75, *binomial_interval(3, 4, COVERAGE))
     }
     assert all(cells["joules_per_correct_answer_uncertainty"] == pytest.approx(0.3 / 6) for cells in table)
+
+
+@pytest.mark.parametrize("accuracy", [0.1, 0.9])
+def test_both_intervals_hold_the_true_values_in_95_of_100_studies(accuracy: float) -> None:
+    """The small form of `tests/benchmarks/quality_intervals.py`; docs/quality.md has the shares of 2,000 studies."""
+    found = held(World(accuracy), 40, studies=150)
+    assert found.accuracy >= 0.92, "two standard errors below, with so few studies"
+    assert found.cost >= 0.92
+    assert found.sides[0] < 0 < found.sides[1] < 5
