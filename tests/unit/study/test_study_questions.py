@@ -122,6 +122,15 @@ def test_in_a_sweep_each_point_has_the_defaults_of_what_it_does(load: Load) -> N
     assert found == [(scored, few_shot, not scored) for scored in (False, True, True) for few_shot in (0, 2)]
 
 
+def test_an_exclusion_sees_the_default_of_each_point(load: Load) -> None:
+    study = load(
+        "model: m\nworkload: {dataset: q.jsonl, answer_column: answer}\n"
+        "sweep: {workload.score: [null, exact]}\nexclude: [{workload.ignore_eos: false}]\n"
+    )
+
+    assert [experiment.config.workload.score for experiment in study.experiments] == [None]
+
+
 def test_a_written_length_stands_whatever_else_is_swept(load: Load) -> None:
     """Sweeping the order made the data set's own lengths of it, and said nothing."""
     study = load(

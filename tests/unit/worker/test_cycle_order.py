@@ -318,6 +318,22 @@ def test_broken_lines_of_a_trace_are_told_or_refused_before_the_model_is_loaded(
     assert ["t.jsonl:2: x" in note.message for note in measurement.warnings if note.code == "lines_broken"] == [True]
 
 
+def test_questions_are_looked_at_before_the_model_is_loaded(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    """As above. A scorer that is not in the image scores where pytest runs, and is no reason to end here."""
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"text": "one", "key": "1"}\n{"text": "two", "key": {"a": 1}}\n')
+    workload = WorkloadSettings(str(path), 2, None, 3, ignore_eos=False, score="exact", answer_column="key")
+
+    with pytest.raises(WorkloadError, match=r"q\.jsonl:2: no answer key for the scorer exact"):
+        run(make_job(workload=workload), tmp_path)
+
+    assert "load" not in engine.calls
+    run(make_job(workload=dataclasses.replace(workload, score="of_a_package")), tmp_path)
+    assert "load" in engine.calls
+
+
 def test_a_data_set_is_read_before_the_model_is_loaded_and_its_error_is_no_traceback(
     engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ ROWS: list[Any] = [
     {"question": "one plus one is", "answer": 2},
     {"question": "Paris lies in", "answer": ["France", "Europe"], "id": "paris"},
     {"question": "red or blue", "answer": "red", "id": 7},
-    {"question": "is it", "answer": True},
+    {"question": "is it", "answer": True, "id": True},
 ]
 BASE = WorkloadSettings(
     prompts=4, input_tokens=None, ignore_eos=False, column="question", answer_column="answer", score="exact"
@@ -231,11 +231,11 @@ def test_a_template_for_single_texts_takes_no_examples(tmp_path: Path) -> None:
         build_workload(chosen, WordTokenizer())
 
 
+@pytest.mark.parametrize("tokenizer", [ChatWords(), TextOnly("no tokens here", "none")])
 @pytest.mark.parametrize("as_messages", [False, True])
-def test_the_hash_covers_whatever_is_sent(tmp_path: Path, as_messages: bool) -> None:
+def test_the_hash_covers_whatever_is_sent(tmp_path: Path, as_messages: bool, tokenizer: Any) -> None:
     """And a task's own stop strings, which no setting names."""
     path = written(tmp_path / "q.jsonl")
-    tokenizer = ChatWords()
     other = written(tmp_path / "other.jsonl", [{"question": "one plus one is", "answer": "3"}, *ROWS[1:]])
 
     def prompts_hash(path: Path = path, stop: tuple[str, ...] = (), **changes: Any) -> str:
@@ -249,7 +249,11 @@ def test_the_hash_covers_whatever_is_sent(tmp_path: Path, as_messages: bool) -> 
         prompts_hash(other, few_shot=1),
         prompts_hash(few_shot=1, system_prompt="Be brief."),
         prompts_hash(stop=("\n\n",)),
-        *([] if as_messages else [prompts_hash(few_shot=1, chat_template=True)]),
+        *(
+            [prompts_hash(few_shot=1, chat_template=True)]
+            if isinstance(tokenizer, ChatWords) and not as_messages
+            else []
+        ),
     ]
 
     assert len(set(hashes)) == len(hashes)
@@ -273,6 +277,15 @@ def test_each_request_has_its_question_and_every_stop_string(tmp_path: Path) -> 
     ]
 
 
+def test_the_turns_of_sessions_end_at_stop_strings_too(tmp_path: Path) -> None:
+    path = written(tmp_path / "s.jsonl", [{"messages": [{"role": "user", "content": "x"}]}])
+    chosen = WorkloadSettings(str(path), 1, None, ignore_eos=False, stop=("Q:",))
+
+    (request,) = build_workload(chosen, ChatWords()).requests
+
+    assert request.stop == ("Q:",)
+
+
 def test_without_a_score_nothing_is_a_question(tmp_path: Path) -> None:
     """Examples are for any data set; rows without a text are passed over as before."""
     rows = [*ROWS[:1], {"question": ""}, {"question": "and now"}]
@@ -291,11 +304,16 @@ def test_a_task_comes_with_its_questions_or_not_at_all() -> None:
 
 
 def test_a_data_set_of_a_package_gives_questions_to_workers_without_it(site: Site) -> None:
-    site.add("llem-asked", ASKING, datasets="asked = llem_asked:rows")
+    """And results are measured again where the package has come to other keys."""
     chosen = dataclasses.replace(BASE, dataset="asked", prompts=2)
+    config = ExperimentConfig(model="builtin:tiny-llama", workload=chosen)
+    facts = []
+    for source in (ASKING.replace("a{", "b{"), ASKING):
+        site.add("llem-asked", source, datasets="asked = llem_asked:rows")
+        texts = texts_of_package(chosen)
+        facts.append(input_facts(config)["dataset_texts"])
 
-    texts = texts_of_package(chosen)
-
+    assert facts[0] != facts[1]
     assert texts is not None
     assert [(one.id, one.target, one.where) for one in texts.questions] == [
         ("1", "a0", "asked[0]"),
