@@ -94,7 +94,7 @@ INACTIVITY_RULES: tuple[InactivityRule, ...] = (
         "at temperature 0, which is greedy",
     ),
     InactivityRule(
-        _below("workload", "column", "split", "revision", "answer_column"),
+        _below("workload", "column", "split", "revision", "answer_column", "order"),
         ("workload.task",),
         lambda get: get("workload.task") is not None,
         "with a task, which has its own questions",

@@ -74,7 +74,7 @@ IDLE = {
     "kept answers that nobody scores": "dataset: q.jsonl, keep_answers: false",
     "examples of synthetic prompts": "few_shot: 2, answer_column: a, system_prompt: x",
     "task files without a task": "dataset: q.jsonl, include_path: ./tasks",
-    "columns of a task": "task: 'lm_eval:x', column: question, answer_column: a, split: test",
+    "columns of a task": "task: 'lm_eval:x', column: question, answer_column: a, split: test, order: shuffled",
 }
 
 
