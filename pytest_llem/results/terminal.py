@@ -119,6 +119,13 @@ def plus_minus(value: float, uncertainty: float | None) -> str:
     return f"{value:.{decimals}f} {UNCERTAIN} {uncertainty:.{decimals}f}"
 
 
+def share(value: float, low: float | None, high: float | None) -> str:
+    """A share in percent with its interval, which is not even: `61.8 (57.4–66.1)`."""
+    if low is None or high is None:
+        return f"{100 * value:.1f} {UNCERTAIN}?"
+    return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """A number with so many significant digits and no exponent."""
     if value == 0:

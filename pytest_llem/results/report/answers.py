@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from html import escape
 
+from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT
+from pytest_llem.results.front import STANDINGS, Standing
 from pytest_llem.results.report.answered import AnswersOf, WrongAnswer
+from pytest_llem.results.report.charts.pareto import standings_of
 from pytest_llem.results.report.content import Content, ExperimentRow
 from pytest_llem.results.report.markup import NOT_KNOWN, count, fold, table, text
 from pytest_llem.results.terminal import significant
 
-HEAD = ("experiment", "questions", "right", "wrong", "cut", "failed", "unstable", "scorer")
+HEAD = ("experiment", "front (95 %)", "questions", "right", "wrong", "cut", "failed", "unstable", "scorer")
 MOST = 30
 """Experiments whose wrong answers are shown. Chosen: more make a page of hundreds of kilobytes that nobody reads."""
-NOTE = """<p class="muted">Counts are of one repeat, the mean over all of them. Cut: ended by
-<code>output_tokens</code>, whatever its score. Unstable: not the same score in all repeats and cycles. Every answer is
-in the <code>answers.jsonl</code> of its cycle, and <code>llem score</code> scores it again.</p>"""
+NOTE = """<p class="muted">Front: of accuracy against joules per correct answer, by the intervals of both. Counts are of
+one repeat, the mean over all of them. Cut: ended by <code>output_tokens</code>, whatever its score. Unstable: not the
+same score in all repeats and cycles. Every answer is in the <code>answers.jsonl</code> of its cycle, and <code>llem
+score</code> scores it again.</p>"""
 
 
 def answers(content: Content) -> str:
@@ -27,7 +31,9 @@ def answers(content: Content) -> str:
         return ""
     wrong = [_wrong(name, of.wrong) for name, of in scored if of.wrong]
     more = f"<p>Those of {count(len(wrong) - MOST, 'more experiment')} are not shown.</p>" if len(wrong) > MOST else ""
-    rows = [_row(name, of) for name, of in scored]
+    front = standings_of(content.experiments, JOULES_PER_CORRECT, ACCURACY)
+    stands = [front.get(row.key) for row in content.experiments if row.answers is not None]
+    rows = [_row(name, stand, of) for (name, of), stand in zip(scored, stands, strict=True)]
     return table(HEAD, rows, "Answers of each experiment") + NOTE + "".join(wrong[:MOST]) + more
 
 
@@ -36,12 +42,12 @@ def _name(row: ExperimentRow, content: Content) -> str:
     return f"{named}, run {row.run}" if len({each.run for each in content.experiments}) > 1 else named
 
 
-def _row(name: str, of: AnswersOf) -> tuple[str, ...]:
+def _row(name: str, stand: Standing | None, of: AnswersOf) -> tuple[str, ...]:
     right = NOT_KNOWN if of.right is None else _number(of.right)
     wrong = NOT_KNOWN if of.right is None else _number(of.questions - of.right)
     reason = f' <span class="bad">{text(of.reason)}</span>' if of.reason else ""
     counts = (f"{of.questions:,}", right, wrong, _number(of.cut), _number(of.failed), f"{of.unstable:,}")
-    return (text(name), *counts, text(of.task or of.scorer) + reason)
+    return (text(name), STANDINGS[stand] if stand else NOT_KNOWN, *counts, text(of.task or of.scorer) + reason)
 
 
 def _number(value: float) -> str:

@@ -18,7 +18,7 @@ from pytest_llem.results.report.markup import NOT_KNOWN, count, said, scroll, te
 from pytest_llem.results.report.overview import LEVELS
 from pytest_llem.results.statistics import BETWEEN_RUNS
 from pytest_llem.results.summary import MetricSummary
-from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, common_exponent, plus_minus, significant
+from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, common_exponent, plus_minus, share, significant
 from pytest_llem.study.model import SweptAxis
 
 HEADLINES = (HEADLINE, "joules_per_request", "output_tokens_per_s")
@@ -220,12 +220,14 @@ def _metric(name: str, rows: Sequence[ExperimentRow]) -> Column:
     """A metric with the SI prefix that suits most of its values, so that all cells of the column have one unit."""
     metric = METRICS[name]
     exponent = _exponent(name, rows)
-    scale, prefix = 0.01 if name == ACCURACY else 1000.0**exponent, PREFIXES[exponent]
+    scale, prefix = 1000.0**exponent, PREFIXES[exponent]
     unit = "" if metric.unit == "1" else f" ({prefix}{metric.unit})"
     head = prefix + UNITS[name] if name in UNITS else _short(name) + unit
-    return Column(
-        head, f"{metric.description} ({name})", lambda row: _stated(row.metrics.get(name), scale), number=True
-    )
+    meaning = f"{metric.description} ({name})"
+    if name == ACCURACY:
+        meaning = f"{metric.description}, with their 95 % interval over questions ({name})"
+        return Column(head, meaning, lambda row: _share(row.metrics.get(name)), number=True)
+    return Column(head, meaning, lambda row: _stated(row.metrics.get(name), scale), number=True)
 
 
 def _spread(name: str, rows: Sequence[ExperimentRow]) -> Column:
@@ -247,6 +249,10 @@ def _short(name: str) -> str:
     for suffix in ("_bytes", "_s", "_j", "_w"):
         name = name.removesuffix(suffix)
     return name
+
+
+def _share(estimate: MetricSummary | None) -> str:
+    return NOT_KNOWN if estimate is None else share(estimate.value, estimate.low, estimate.high)
 
 
 def _stated(estimate: MetricSummary | None, scale: float) -> str:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT, known_metric
 from pytest_llem.results.axes import written
-from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, middle_cut, plus_minus
+from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, middle_cut, plus_minus, share
 
 if TYPE_CHECKING:
     from pytest_llem.results.manifest import StudyPlan
-    from pytest_llem.results.summary import ExperimentSummary
+    from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 
 ALWAYS = (HEADLINE, "joules_per_request", "output_tokens_per_s")
 SEARCHED = "max_rate_under_slo"
@@ -188,17 +188,20 @@ def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
     before, unit, after = _words(name)
     found = [row.metrics.get(name) for row in rows]
     exponent = common_exponent((each.value for each in found if each is not None), unit)
-    scale = 0.01 if name == ACCURACY else 1000.0**exponent
-    cells = tuple(
-        "-" if each is None else plus_minus(each.value / scale, each.uncertainty and each.uncertainty / scale)
-        for each in found
-    )
+    scale = 1000.0**exponent
+    cells = tuple("-" if each is None else _cell(name, each, scale) for each in found)
     metric = known_metric(name)
     of_energy = metric is not None and metric.energy
     estimated = of_energy and any(row.measured is False and row.metrics for row in rows)
     whole = f"{PREFIXES[exponent] if unit else ''}{unit}{after}"
     head = (f"{before} ({whole})" if before and whole else before or whole) + ESTIMATED * estimated
     return TableColumn(head, cells, before, whole + ESTIMATED * estimated)
+
+
+def _cell(name: str, of: MetricSummary, scale: float) -> str:
+    if name == ACCURACY:
+        return share(of.value, of.low, of.high)
+    return plus_minus(of.value / scale, of.uncertainty and of.uncertainty / scale)
 
 
 def _words(name: str) -> tuple[str, str, str]:

@@ -75,6 +75,7 @@ def test_the_page_counts_answers_and_shows_wrong_ones_escaped(run: Path, tmp_pat
     section = page[page.index('<section id="answers"') : page.index('<section id="asked"')]
     assert "<script>alert" not in section
     assert "&lt;script&gt;alert(1)&lt;/script&gt; Lyon" in section
+    assert "<td>fast</td><td>on the front</td><td>100</td>" in section
     assert "<td>100</td><td>90</td><td>10</td><td>0</td><td>0</td><td>0</td>" in section
     assert "<td>100</td><td>20</td><td>80</td><td>100</td>" in section
     assert section.count("<details>") == 3
@@ -82,6 +83,7 @@ def test_the_page_counts_answers_and_shows_wrong_ones_escaped(run: Path, tmp_pat
     assert "q90" in section
     assert "q99" in section
     assert "accuracy (%)" in page
+    assert "90.0 (82." in page
     assert "J/correct answer" in page
 
 

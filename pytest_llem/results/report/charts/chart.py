@@ -74,7 +74,7 @@ class Chart:
 
 
 def interval(estimate: MetricSummary | None) -> tuple[float | None, float | None]:
-    """Both ends of a figure's interval, for a quantity that is never below zero; `None` where it is not known."""
+    """Both ends of the interval, for a quantity that is never below zero; `None` where it is not known."""
     if estimate is None or estimate.low is None:
         return None, None
     return max(0.0, estimate.low), estimate.high

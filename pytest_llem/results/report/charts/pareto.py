@@ -38,7 +38,6 @@ from pytest_llem.results.report.charts.scales import (
     upright,
 )
 from pytest_llem.results.report.content import ExperimentRow
-from pytest_llem.results.summary import MetricSummary
 
 SPEED, ENERGY, ANSWER = "output_tokens_per_s", "joules_per_output_token", "joules_per_request"
 FILLED: dict[Standing, float] = {"on": 1.0, "possible": 0.4, "dominated": 0.0}
@@ -116,10 +115,9 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
     ]
     if len(measured) < 2:
         return Chart(id, "", "", {}, [])
-    higher = [metric_name(name).higher_is_better for name in (across, metric)]
-    signs = [1 if better else -1 for better in higher]
+    signs = [1 if metric_name(name).higher_is_better else -1 for name in (across, metric)]
     best = front([(signs[0] * x.value, signs[1] * y.value) for _, x, y in measured])
-    standing = _standings(measured, higher) if stand else []
+    standing = [*standings_of(experiments.rows, across, metric).values()] if stand else []
     units = (unit_of(across, [x.value for _, x, _ in measured]), unit_of(metric, [y.value for _, _, y in measured]))
     values = [(x.value * units[0].factor, y.value * units[1].factor) for _, x, y in measured]
     bars = [[*map(units[0].of, interval(x)), *map(units[1].of, interval(y))] for _, x, y in measured]
@@ -168,14 +166,15 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
     )
 
 
-def _standings(
-    measured: Sequence[tuple[ExperimentRow, MetricSummary, MetricSummary]], higher: Sequence[bool]
-) -> list[Standing]:
+def standings_of(rows: Sequence[ExperimentRow], across: str, metric: str) -> dict[str, Standing]:
+    """How each experiment that has both metrics stands against the others in them, by key."""
+    measured = [row for row in rows if across in row.metrics and metric in row.metrics]
     x, y = (
-        [Spot.of(interval(estimate), higher=better) for estimate in estimates]
-        for estimates, better in zip(([x for _, x, _ in measured], [y for _, _, y in measured]), higher, strict=True)
+        [Spot.of(interval(row.metrics[name]), higher=metric_name(name).higher_is_better) for row in measured]
+        for name in (across, metric)
     )
-    return standings(x, y, [row.answers and row.answers.alike for row, _, _ in measured])
+    found = standings(x, y, [row.answers and row.answers.alike for row in measured])
+    return {row.key: standing for row, standing in zip(measured, found, strict=True)}
 
 
 def _in_words(standing: Sequence[Standing]) -> str:
