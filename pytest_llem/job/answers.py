@@ -43,6 +43,17 @@ def before_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((text.find(string) for string in stop if string in text), default=len(text))]
 
 
+def without_thoughts(text: str) -> str:
+    """What a model says behind its thoughts, where these stand in the text: up to the last `</think>`.
+
+    Thoughts that were begun and not ended are not followed by an answer.
+    """
+    _, end, behind = text.rpartition("</think>")
+    if end:
+        return behind.lstrip()
+    return "" if text.lstrip().startswith("<think>") else text
+
+
 def text_hash(text: str) -> str:
     """The `sha256` of an answer."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -118,6 +118,7 @@ class Completion:
     `finish_reason` is `stop` (end of sequence), `length` (as many tokens as asked for), `error`, or a server's word.
 
     A server that answers with text has no ids: then `output_tokens` is the number it stated, and `text` the answer.
+    Where it tells thoughts or tool calls apart from what it says, `text` has all of it and `said` that alone.
     `first_token_ns` is for those who know when the answer began, but not the time of each token. `chunk_times_ns` has
     one entry per arrival; `None` where those are the distinct `token_times_ns`, or not known. `failure` is the class of
     an `error` (`timeout`, `http_429`, ...).
@@ -143,6 +144,7 @@ class Completion:
     due_ns: int | None = None
     sent_ns: int | None = None
     retries: int = 0
+    said: str | None = None
 
     @property
     def generated(self) -> int:

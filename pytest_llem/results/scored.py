@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pytest_llem.errors import JsonValue, LlemError, ScoringError
-from pytest_llem.job.answers import Answered, read_answers, write_answers
+from pytest_llem.job.answers import Answered, read_answers, without_thoughts, write_answers
 from pytest_llem.job.config import WorkloadSettings
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.request import Question
@@ -76,7 +76,7 @@ def _scorer(settings: WorkloadSettings) -> Scorer:
 
 
 def score_answers(scorer: Scorer, answers: Sequence[Answered]) -> list[Answered]:
-    """The answers with their scores; a request that failed has none that is right.
+    """The answers with their scores: those of what is said behind a model's thoughts. A failed request's is 0.
 
     Raises `ScoringError` where the scorer fails, or a text was not kept.
     """
@@ -88,6 +88,6 @@ def score_answers(scorer: Scorer, answers: Sequence[Answered]) -> list[Answered]
                 fix="measure again without keep_answers: false",
             )
         if answer.text is not None:
-            given.append((answer.text, Question(answer.question, answer.target)))
+            given.append((without_thoughts(answer.text), Question(answer.question, answer.target)))
     scores = iter(scorer.score_all(given))
     return [replace(answer, score=0.0 if answer.text is None else next(scores)) for answer in answers]

@@ -62,7 +62,8 @@ def _answer(request: Request, completion: Completion, text_of: Callable[[tuple[i
     error = completion.error or (None if completion.generated else NOTHING)
     text = None
     if error is None:
-        text = completion.text if completion.text is not None else text_of(completion.output_ids)
+        told = completion.text if completion.said is None else completion.said
+        text = told if told is not None else text_of(completion.output_ids)
         # A server's JSON may hold half of a surrogate pair, which is no text that a file could hold.
         text = before_stop(text, request.stop).encode("utf-8", "replace").decode()
     return _Answer(text, completion.finish_reason, completion.input_tokens, completion.generated, error)

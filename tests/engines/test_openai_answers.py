@@ -244,3 +244,16 @@ def test_the_words_of_a_called_tool_are_part_of_the_answer() -> None:
     answer.close(9)
     done = answer.read(answer.completion(REQUEST, 0, sent_tokens=3))
     assert (done.first_token_ns, done.end_ns, done.text) == (1, 3, 'sosum{"a": 1}')
+    assert done.said == "so"
+
+
+def test_thoughts_are_tokens_and_not_what_is_said() -> None:
+    """A scorer that looks for words would find them in what the model thought and did not say."""
+    parts = [{"reasoning_content": "Paris or Rome?"}, {"content": "Rome"}]
+    answer = Answer("chat")
+    for now_ns, delta in enumerate(parts, start=1):
+        answer.feed(b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n", now_ns)
+    answer.feed(END + b"\n\n" + COUNTS + b"\n\n" + DONE + b"\n\n", 9)
+    answer.close(9)
+    done = answer.read(answer.completion(REQUEST, 0, sent_tokens=3))
+    assert (done.text, done.said) == ("Paris or Rome?Rome", "Rome")

@@ -156,6 +156,7 @@ class Answer:
             first_token_ns=first_ns,
             end_ns=(times or chunks or (completion.end_ns,))[-1],
             text=text,
+            said=None if (said := "".join(pieces.said)) == text or not pieces.chat else said,
             chunk_times_ns=None if chunks == tuple(dict.fromkeys(times or ())) else chunks,
         )
 
@@ -188,6 +189,8 @@ LARGEST_ID = 1 << 31
 class Pieces:
     """Texts with their times, and token `ids` with theirs (`told_ns`); `timed` if events state the count so far.
 
+    `said` is what a chat says in the texts, without thoughts and calls.
+
     `uncounted` is whether text came after the last usage, which then cannot be that of the whole answer.
     `arrivals_ns` are the times of the events that brought either.
     """
@@ -195,6 +198,7 @@ class Pieces:
     chat: bool
     timed: bool
     texts: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     times_ns: list[int] = field(default_factory=list)
     told_ns: list[int] = field(default_factory=list)
     arrivals_ns: list[int] = field(default_factory=list)
@@ -264,7 +268,9 @@ class Pieces:
         thoughts = message.get("reasoning_content") or message.get("reasoning")
         calls = [call.get("function") or {} for call in message.get("tool_calls") or ()]
         called = "".join(plain_text(call.get(key)) for call in calls for key in ("name", "arguments"))
-        return plain_text(thoughts) + plain_text(message.get("content")) + called
+        said = plain_text(message.get("content"))
+        self.said.append(said)
+        return plain_text(thoughts) + said + called
 
 
 def plain_text(value: Any) -> str:

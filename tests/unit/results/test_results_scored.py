@@ -13,6 +13,7 @@ from pytest_llem.job.config import ScoreBy, WorkloadSettings
 from pytest_llem.job.job import JobDir
 from pytest_llem.results.scored import score_answers, score_cycle
 from pytest_llem.scoring.numbers import Numeric
+from pytest_llem.scoring.texts import TEXT_SCORERS
 
 
 def answered(question: str, text: str | None, key: str = "2", repeats: int = 1, error: str | None = None) -> Answered:
@@ -84,3 +85,18 @@ def test_answers_that_are_missing_cost_the_scores_alone(tmp_path: Path) -> None:
     assert scored is not None
     assert scored.problem is not None
     assert "answers.jsonl" in scored.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("<think>Rome, or Paris?</think>\n\nRome", 0.0),
+        ("Rome?</think>Paris", 1.0),
+        ("<think>It is Paris, I think, but", 0.0),
+        ("Paris", 1.0),
+    ],
+)
+def test_thoughts_are_not_scored(text: str, score: float) -> None:
+    """A word that the model weighed and did not choose would be a right answer."""
+    answer = Answered("q", "Paris", 1, text, text_hash(text), "stop", 3, 5)
+    assert score_answers(TEXT_SCORERS["contains"], [answer])[0].score == score
