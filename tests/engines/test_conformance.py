@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from pytest_llem.engines import open_engine
+from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import EngineSettingError, ModelNotFoundError, OutOfMemoryError, WorkloadError
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload.build import token_hash
@@ -55,23 +56,29 @@ def test_output_ends_at_the_end_of_sequence_without_padding(start: Start) -> Non
             assert len(completion.output_ids) == 64
 
 
-@pytest.mark.parametrize("stop", [("obscure", "faint"), ("e G", "nothing says this", "s o")])
+@pytest.mark.parametrize("stop", [("obscure", "faint"), ("e G", "nothing says this", "s p")])
 def test_output_ends_at_the_first_of_its_stop_strings(start: Start, stop: tuple[str, ...]) -> None:
     """In one batch each answer ends where its own text has a string, and what the batch makes behind counts nowhere.
 
-    A string may begin and end within tokens, and a batch of which all answers have ended goes on for nobody.
+    A string may begin and end within tokens.
     """
-    engine = start()
+    _end_at(start(), stop)
+
+
+def test_a_stop_string_may_name_a_special_token(start: Start) -> None:
+    """Tasks of lm-evaluation-harness name the ends of turns of many models."""
+    _end_at(start(), ("</s>",))
+
+
+def _end_at(engine: Engine, stop: tuple[str, ...]) -> None:
     tokenizer = engine.tokenizer()
-    assert isinstance(tokenizer, AnswerTokenizer)
-    text_of = tokenizer.answer
     requests = requests_of(*range(4, 20), output=48)
     free = ids(generate(engine, requests))
     stopped = generate(engine, [replace(request, stop=stop) for request in requests])
 
     def until(answer: tuple[int, ...]) -> tuple[int, ...]:
         counts = range(1, len(answer) + 1)
-        return answer[: next((n for n in counts if any(s in text_of(answer[:n]) for s in stop)), len(answer))]
+        return answer[: next((n for n in counts if any(s in tokenizer.decode(answer[:n]) for s in stop)), len(answer))]
 
     assert [completion.output_ids for completion in stopped] == [until(answer) for answer in free]
     ended = [len(completion.output_ids) < 48 for completion in stopped]
@@ -89,6 +96,18 @@ def test_a_stop_string_in_the_prompt_ends_no_answer(start: Start) -> None:
     (answer,) = ids(generate(engine, [request]))
     across = tokenizer.decode(request.token_ids[-1:]) + tokenizer.decode(answer[:1])
     assert ids(generate(engine, [replace(request, stop=(across,))])) == [answer]
+
+
+def test_the_text_of_an_answer_has_no_special_tokens(start: Start) -> None:
+    """A scorer that got the end of sequence would find no answer right."""
+    engine = start()
+    tokenizer = engine.tokenizer()
+    assert isinstance(tokenizer, AnswerTokenizer)
+    done = generate(engine, requests_of(*range(4, 20), output=64, ignore_eos=False))
+    answers = [completion.output_ids for completion in done if completion.finish_reason == "stop"]
+    assert all(tokenizer.decode(answer).endswith("</s>") for answer in answers)
+    assert [tokenizer.answer(answer) for answer in answers] == [tokenizer.decode(answer[:-1]) for answer in answers]
+    assert answers
 
 
 def test_greedy_decoding_repeats_itself(start: Start) -> None:

@@ -15,6 +15,7 @@ from pytest_llem.energy.processes import is_here, listening_pid
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.engines.protocol import Engine
+from pytest_llem.job.answers import before_stop
 from pytest_llem.job.job import DeviceSet
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 from tests.engines.servers.configs import config_maker
@@ -120,6 +121,34 @@ def test_texts_are_those_of_transformers(start: Start) -> None:
     assert [_letters(c.text or "") for c in served] == [_letters(text) for text in expected]
     assert {c.finish_reason for c in served} == {"length", "stop"}
     assert [(c.finish_reason, c.generated) for c in served] == [(c.finish_reason, c.generated) for c in answers]
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_answers_end_before_their_first_stop_string(start: Start, api: str) -> None:
+    """A scorer sees the text that comes before it, and the tokens that made it are counted.
+
+    llama.cpp streams nothing that may be the beginning of one, and loses it where the answer ends with that.
+    """
+    engine = start({"api": api})
+    requests = [
+        replace(request, text=f"Tell me of {request.index} colours.")
+        for request in requests_of(*range(4, 20), output=48, ignore_eos=False)
+    ]
+    free = generate(engine, requests)
+    stop = ("e G", *(" ".join((c.text or "").split()[3:5])[1:] for c in free[:3]))
+    stopped = generate(engine, [replace(request, stop=stop) for request in requests])
+    places = [before_stop(c.text or "", stop) for c in free]
+    ended = [place != c.text for place, c in zip(places, free, strict=True)]
+    assert any(ended)
+    for end, whole, place, has_ended in zip(stopped, free, places, ended, strict=True):
+        assert not any(string in (end.text or "") for string in stop)
+        if has_ended:
+            assert (end.text, end.finish_reason) == (place, "stop")
+            assert end.generated < whole.generated
+        else:
+            assert place.startswith(end.text or "")
+            assert (end.finish_reason, end.generated) == (whole.finish_reason, whole.generated)
+    assert "stop_ignored" not in [note.code for note in engine.remarks()[0]]
 
 
 def test_what_the_client_sees_holds_against_the_servers_own_times(start: Start) -> None:

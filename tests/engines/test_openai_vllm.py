@@ -17,23 +17,27 @@ from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, reques
 from tests.engines.servers.configs import config_maker
 from tests.engines.servers.starting import RealServer, vllm_server
 from tests.engines.test_conformance import (
+    test_a_stop_string_in_the_prompt_ends_no_answer,
     test_answers_have_exactly_the_length_asked_for,
     test_every_engine_gives_the_same_greedy_tokens,
     test_fixed_length_goes_on_after_the_end_of_sequence,
     test_input_tokens_are_the_prompt_without_padding,
     test_long_prompt_is_answered_and_one_too_long_refused,
     test_output_ends_at_the_end_of_sequence_without_padding,
+    test_output_ends_at_the_first_of_its_stop_strings,
     test_times_are_ordered_and_on_the_monotonic_clock,
     test_tokenizer_round_trip_and_chat,
 )
 
 __all__ = [
+    "test_a_stop_string_in_the_prompt_ends_no_answer",
     "test_answers_have_exactly_the_length_asked_for",
     "test_every_engine_gives_the_same_greedy_tokens",
     "test_fixed_length_goes_on_after_the_end_of_sequence",
     "test_input_tokens_are_the_prompt_without_padding",
     "test_long_prompt_is_answered_and_one_too_long_refused",
     "test_output_ends_at_the_end_of_sequence_without_padding",
+    "test_output_ends_at_the_first_of_its_stop_strings",
     "test_times_are_ordered_and_on_the_monotonic_clock",
     "test_tokenizer_round_trip_and_chat",
 ]

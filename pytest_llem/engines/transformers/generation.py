@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StoppingCriteriaList
 
-from pytest_llem.engines.hub_models import HubTokenizer, check_lengths
+from pytest_llem.engines.hub_models import check_lengths
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.engines.refusals import one_line, sampling_settings
 from pytest_llem.engines.transformers.loading import Loaded, out_of_memory
@@ -155,7 +155,8 @@ class Generator:
         """What ends the batch's answers at strings, if any does; answers begin at the position `begin`."""
         if not any(request.stop for request in batch):
             return None
-        text_of = HubTokenizer(self.loaded.tokenizer).answer
+        # With special tokens, which a stop string may name; of its own accord it may also remove blanks.
+        text_of = partial(self.loaded.tokenizer.decode, clean_up_tokenization_spaces=False)
         stops = [StopStrings(request.stop, text_of) for request in batch]
         return EndAtStrings(stops, begin, () if batch[0].ignore_eos else self.loaded.eos_ids)
 

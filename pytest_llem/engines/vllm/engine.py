@@ -279,8 +279,9 @@ class VLLMEngine(HubEngine):
         return SamplingParams(
             max_tokens=request.max_new_tokens,
             ignore_eos=request.ignore_eos,
-            # Only in texts vLLM finds strings.
+            # Only in texts vLLM finds strings, which may name special tokens.
             detokenize=bool(request.stop),
+            skip_special_tokens=False,
             stop=list(request.stop) or None,
             output_kind=RequestOutputKind.DELTA,
             **self._arguments.sampling,
