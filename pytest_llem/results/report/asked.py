@@ -105,14 +105,18 @@ def _of_settings(settings: _Settings) -> Iterable[tuple[str, str]]:
         for part in ("split", "column", "revision")
         if settings.set(f"workload.{part}")
     )
-    yield (
-        "Prompts",
-        f"{said('workload.prompts')} per repeat, data set {said('workload.dataset')}{of}, seed {said('workload.seed')}",
-    )
+    task = settings.set("workload.task")
+    source = f"task {said('workload.task')}" if task else f"data set {said('workload.dataset')}{of}"
+    yield "Prompts", f"{said('workload.prompts')} per repeat, {source}, seed {said('workload.seed')}"
+    if front := ", ".join(_in_front(settings)):
+        yield "In front of each", front
+    if scored := settings.listed("workload.score") or said("workload.score"):
+        yield "Scored", f"by {scored}, key in column {said('workload.answer_column')}"
     fixed = settings.set("workload.ignore_eos")
     output = f"{'' if fixed else 'up to '}{_length(settings, 'output_tokens')} output tokens"
     past = " (an end of sequence does not stop them)" if fixed else ""
-    yield "Lengths", f"{_length(settings, 'input_tokens')} input tokens, {output}{past}"
+    stops = f", or up to one of {said('workload.stop')}" if settings.set("workload.stop") else ""
+    yield "Lengths", f"{_length(settings, 'input_tokens')} input tokens, {output}{past}{stops}"
     yield "Chat template", "the model's" if settings.set("workload.chat_template") else "none"
     if arrival := settings.listed("workload.arrival"):
         times = "" if settings.values("workload.speed") in ([], [1.0]) else f"; speed {said('workload.speed')}"
@@ -135,9 +139,17 @@ def _of_settings(settings: _Settings) -> Iterable[tuple[str, str]]:
     yield "Windows", f"at least {said('measurement.min_duration_s')} s of whole repeats, {idle}{phases}"
 
 
+def _in_front(settings: _Settings) -> Iterable[str]:
+    if settings.set("workload.system_prompt"):
+        yield f"the system's prompt {settings.said('workload.system_prompt')}"
+    if settings.set("workload.few_shot"):
+        yield f"{settings.said('workload.few_shot')} examples"
+
+
 def _length(settings: _Settings, name: str) -> str:
     drawn = settings.listed(f"workload.{name}")
-    return f"({drawn})" if drawn else settings.said(f"workload.{name}", unset="the data set's own")
+    own = "the task's own" if settings.set("workload.task") else "the data set's own"
+    return f"({drawn})" if drawn else settings.said(f"workload.{name}", unset=own)
 
 
 def _loaded(results: Sequence[Result]) -> Iterable[tuple[str, str]]:

@@ -28,8 +28,9 @@ MAX_BYTES = 32 << 20
 
 
 def prompt_lines(study: Study) -> Iterator[str]:
-    """A line for each data set that is cut, holds sessions or a trace, has rows that are left out, or too few."""
+    """A line for each data set that is cut, holds questions, sessions or a trace, has rows left out, or too few."""
     seen: set[tuple[str, ...]] = set()
+    said: set[str] = set()
     for experiment in study.experiments:
         flat = experiment.flat_settings
         if flat.get("workload.dataset", SYNTHETIC) == SYNTHETIC:
@@ -38,7 +39,9 @@ def prompt_lines(study: Study) -> Iterator[str]:
         key = (experiment.model, str(flat.get("revision")), *(f"{path} {value}" for path, value in own))
         if key not in seen:
             seen.add(key)
-            yield from _of_experiment(study, experiment)
+            lines = [line for line in _of_experiment(study, experiment) if line not in said]
+            said.update(lines)
+            yield from lines
 
 
 def _of_experiment(study: Study, experiment: Experiment) -> Iterator[str]:
@@ -49,6 +52,9 @@ def _of_experiment(study: Study, experiment: Experiment) -> Iterator[str]:
         texts = (parquet_texts(settings) or read_dataset(settings)) if here else None
         if texts is not None and texts.recorded:
             yield from _recorded(name, texts, settings.speed)
+        if texts is not None and texts.questions:
+            behind = f", each behind {len(texts.examples)} examples" if texts.examples else ""
+            yield f"{name}: {len(texts.questions)} questions{behind}"
         if here and settings.input_tokens is not None:
             tokenizer = _tokenizer(study, experiment)
             if tokenizer is not None:

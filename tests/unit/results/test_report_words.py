@@ -233,6 +233,30 @@ def test_a_warning_has_one_row_however_many_cycles_have_it(measured: Measured) -
     assert "<li>int4 c1, c2: int4 had &lt;90&gt; degrees</li>" in shown
 
 
+QUESTIONS = {"score.regex": "is (.)", "answer_column": "key", "few_shot": 3, "system_prompt": "<x>"}
+TASK: dict[str, str | int | None] = {"task": "lm_eval:x", "output_tokens": None, "ignore_eos": False, "stop": "['Q:']"}
+
+
+@pytest.mark.parametrize(
+    ("workload", "parts"),
+    [
+        (QUESTIONS, ("<dd>by regex is (.), key in column key<", "the system's prompt &lt;x&gt;, 3 examples")),
+        (TASK, ("task lm_eval:x, seed", "up to the task's own output tokens, or up to one of [&#x27;Q:&#x27;]")),
+    ],
+)
+def test_what_is_scored_is_told_with_what_is_in_front_of_it(
+    measured: Measured, workload: dict[str, str | int | None], parts: Sequence[str]
+) -> None:
+    """And a task as what it is: beside it the data set is `synthetic`, which was not asked."""
+    content = gather_content([measured("run", POINTS, [QUANTIZATION, BATCH])])
+    settings = {f"config.workload.{name}": value for name, value in workload.items()}
+    rows = tuple(replace(row, settings={**row.settings, **settings}) for row in content.experiments)
+
+    shown = asked(replace(content, experiments=rows))
+
+    assert [part for part in parts if part not in shown] == []
+
+
 def test_what_was_asked_can_be_read_without_the_run(measured: Measured) -> None:
     run = measured("run", POINTS, [QUANTIZATION, BATCH])
     called = Invocation(("pytest", "--llem-study=a study.yaml"), "/here", "/here", Holder.me())

@@ -60,6 +60,15 @@ def test_rows_without_text_and_too_few_of_them_are_said(lines: Lines) -> None:
     assert "has 1 prompts, and 2 were asked for; 1 rows without text" in few
 
 
+def test_questions_are_counted_once_however_often_they_are_scored(lines: Lines, tmp_path: Path) -> None:
+    """Without a line nobody sees that `prompts` leaves some of the file out."""
+    (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "a", "id": null}\n' * 4)
+    asked = "dataset: q.jsonl, prompts: 2, few_shot: 1, answer_column: answer"
+    assert lines([], asked, ABSENT, "sweep: {workload.score: [exact, contains]}\n") == [
+        "q.jsonl: 2 questions, each behind 1 examples"
+    ]
+
+
 def test_what_is_recognised_as_recorded_is_said_with_what_is_left_out_of_it(lines: Lines, tmp_path: Path) -> None:
     """A trace that is taken for a table, or in another unit of time, would else be seen in the results alone."""
     rows = [{"timestamp": time, "input_length": 8, "output_length": size} for time, size in ((0, 1), (5, 0), (3000, 1))]
