@@ -16,7 +16,7 @@ from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.config import Thresholds
 from pytest_llem.job.files import expanded, found
-from pytest_llem.job.metric_names import check_condition, metric_name, percentile_of
+from pytest_llem.job.metric_names import ACCURACY, check_condition, metric_name, percentile_of
 from pytest_llem.job.percentiles import problems, written
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.fields import Report
@@ -71,6 +71,9 @@ def execution(data: JsonValue, below: Mapping[str, JsonValue], report: Report) -
     if made.target_ci is not None and made.max_cycles < made.cycles:
         text = f"execution.max_cycles {made.max_cycles} is below execution.cycles {made.cycles}"
         report(("execution",), text, "raise max_cycles", True)
+    if made.target_ci is not None and made.headline == ACCURACY:
+        text = f"execution.target_ci: cycles that repeat answers do not narrow the interval of {ACCURACY}"
+        report(("execution", "target_ci"), text, "ask more questions, or choose another headline", False)
     return made
 
 

@@ -104,6 +104,8 @@ def _deviations(result: Result) -> Iterator[str]:
         yield f"{cut.prompts if cut else 'all'} prompts cut to {length} tokens, not as long as the data set has them"
     if workload.get("chat_template"):
         yield "prompts in the model's chat template, not as they are"
+    if workload.get("system_prompt") or workload.get("few_shot"):
+        yield "a system prompt or examples before each prompt"
     if work.output_tokens != OUTPUT_TOKENS * work.requests or not workload.get("ignore_eos", True):
         mean = work.output_tokens / work.requests if work.requests else 0
         yield f"{mean:.4g} output tokens per prompt, not {OUTPUT_TOKENS} each"

@@ -200,6 +200,8 @@ def test_a_score_by_the_method_deviates_only_where_every_export_does(make: Make)
         ({"workload": {"ignore_eos": False}}, "100 output tokens per prompt, not 100 each"),
         ({"workload": {"input_tokens": 128}}, "all prompts cut to 128 tokens"),
         ({"workload": {"chat_template": True}}, "chat template"),
+        ({"workload": {"system_prompt": "Be brief."}}, "a system prompt or examples"),
+        ({"workload": {"few_shot": 2}}, "a system prompt or examples"),
         ({"workload": {"dataset": "synthetic"}}, "data set synthetic"),
         ({"board": "NVIDIA H100 PCIe"}, "board NVIDIA H100 PCIe"),
         ({"board": "NVIDIA H100 NVL"}, "board NVIDIA H100 NVL"),

@@ -157,6 +157,14 @@ def test_a_cycle_without_a_right_answer_leaves_no_mean_of_the_others(bench: Benc
     assert row.metrics["accuracy"].value == pytest.approx(1 / 3)
 
 
+def test_cycles_of_other_questions_have_no_interval(bench: Bench, key: CycleKey) -> None:
+    """Each question's mean over both would be that of two questions."""
+    others = [replace(each, question=f"other {each.question}") for each in answered(RIGHT, WRONG)]
+    figures = summary([cycle(bench, key, answered(RIGHT, WRONG)), cycle(bench, key, others, number=2)], key).metrics
+    assert (figures["accuracy"].value, figures["accuracy"].low, figures["accuracy"].uncertainty) == (0.5, None, None)
+    assert figures["joules_per_correct_answer"].uncertainty is None
+
+
 def test_a_scorer_that_failed_costs_the_scores_alone(bench: Bench, key: CycleKey) -> None:
     results = [cycle(bench, key, answered(RIGHT, WRONG), number=n, problem="the scorer raised") for n in (1, 2)]
     row = summary(results, key)

@@ -211,6 +211,14 @@ def test_the_share_of_an_experiment_has_an_uncertainty_of_its_requests(cycles: C
     assert found.uncertainty == pytest.approx(1 - low, rel=1e-3)
 
 
+def test_a_cycle_without_a_good_request_leaves_no_mean_of_the_others(cycles: Cycles) -> None:
+    """The summary stated the joules of two cycles that went well as those of all three."""
+    results = [outcome.result for outcome in cycles("now", [0, COUNT, 0]) if outcome.result is not None]
+    assert budget_of_experiment(metric("joules_per_good_request"), results) is None
+    assert budget_of_experiment(metric("joules_per_good_request"), results[::2]) is not None
+    assert budget_of_experiment(metric("good_requests_per_joule"), results) is not None, "0 is a number"
+
+
 def test_requests_that_are_late_together_count_as_fewer() -> None:
     """A queue that builds up once makes forty neighbours late: forty independent ones would be a surprise."""
     spread = [float(index % 10 != 0) for index in range(400)]

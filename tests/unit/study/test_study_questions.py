@@ -54,6 +54,11 @@ REFUSED = {
     ),
     "a limit that only a task has": ("model: m\nworkload: {output_tokens: null}\n", "output_tokens", "write a number"),
     "examples that only a task has": (ASKED + ", few_shot: null}\n", "few_shot", "null is what a workload.task has"),
+    "cycles that add no questions": (
+        ASKED.replace("workload", "execution: {headline: accuracy, target_ci: 1%}\nworkload") + "}\n",
+        "target_ci",
+        "ask more questions",
+    ),
     "questions that are their answers": (ASKED + ", column: answer}\n", "answer_column", "both answer"),
 }
 
