@@ -134,6 +134,8 @@ def _lines(groups: Sequence[Sequence[Rescored]]) -> list[str]:
             )
         )
         reasons = {each.quality.reason for each in group if each.quality.reason is not None}
+        if not any(each.result.validity.valid for each in group):
+            reasons.add("no cycle is valid")
         notes += [f"{name}: {reason}" for reason in sorted(reasons)]
         for (question, before, after), cycles in list(changed.items())[:SHOWN]:
             notes.append(f"{name}: {question} {_shown(before)} -> {_shown(after)} in {', '.join(cycles)}")

@@ -107,8 +107,8 @@ def _in_number(text: str, start: int, end: int) -> bool:
     return bool(begins or (text[end - 1].isdigit() and _NUMBER_AFTER.match(text, end)))
 
 
-_MARK = r"[\s(\[{\"'*`$:]*"
-_ALONE = r"(?![\w+#'’]|-\w|\.\w)"
+_MARK = r"(?:[\s(\[{\"'*`$:>]|\\[a-z]+\{)*"
+_ALONE = r"(?![\w+#]|['’.-]\w)"
 """What must not follow a letter: that of C++, C#, A's, e.g. or T-shirt is none of an option."""
 _LETTER = rf"[A-Za-z]{_ALONE}"
 _REASON = r"(?:because|since|as|for|and|or|but|is)\b"
@@ -119,7 +119,7 @@ _WHOLE = re.compile(r"[\W_]*([A-Za-z])(?![+#])[\W_]*")
 _STATED = re.compile(
     rf"(?:(?i:\b(?:answer(?:\s+to\s+th\w+\s+question)?|choice)\b(?:\s+(?:is|would\s+be|should\s+be))?)|\\boxed)"
     rf"{_MARK}({_LETTER}{_MORE})"
-    r"|(?<![\w'’.-])([A-Z])(?=\s+is\s+(?:the\s+)?(?:correct|right|best)\b)"
+    r"|(?<![\w'’.-])([A-Z])(?=[)\]*]*\s+is\s+(?:the\s+)?(?:correct|right|best)\b)"
 )
 _AS_OPTION = re.compile(
     r"(?:^|(?<=[\s\"'*]))(?:\(([A-Za-z])\)|\[([A-Za-z])\]|\*\*([A-Za-z])(?=\*\*|[).:]))"
