@@ -19,10 +19,10 @@ _MINUS = "\\-\u2212\u2013"
 _SPACES = "\u00a0\u2009\u202f"
 """Spaces that do not break, or are thin, within a number."""
 _RUN = re.compile(
-    rf"(?<!\w)(?P<sign>(?<!\d\s)(?<![\w)\]])[{_MINUS}+])?(?:\\?[$£€¥]\s?)?(?P<inner>(?<=[$£€¥])[{_MINUS}])?"
+    rf"(?<!\w)(?P<sign>(?<![\w)\]])[{_MINUS}+])?(?:\\?[$£€¥]\s?)?(?P<inner>(?<=[$£€¥])[{_MINUS}])?"
     rf"(?P<mixed>\d{{1,9}}[ ](?=\d{{1,9}}/\d))?"
     rf"(?P<run>\.?\d(?:[\d.,:/^*×÷{_MINUS}+{_SPACES}]*\d)?)(?P<exponent>[eE][{_MINUS}+]?\d{{1,3}}(?!\w))?"
-    rf"(?P<unit>\w*)(?P<power>\s?\^)?"
+    rf"(?P<unit>\w*)(?P<power>\^)?"
 )
 """A number with all that is joined to it, so that no part of 12:30, 1,23 or 10^6 is taken for a number of its own."""
 _PLAIN = re.compile(rf"(?:\d{{1,3}}(?:[,{_SPACES}]\d{{3}})+|\d+)(?:\.\d+)?|\.\d+")
@@ -36,7 +36,8 @@ _LONGEST = 400
 
 def _without_latex(text: str) -> str:
     """Thousands, powers and fractions of LaTeX as plain text has them."""
-    text = text.replace("{,}", ",").replace("\\!", "").replace("\\%", "%").replace("^{", "^")
+    text = text.replace("{,}", ",").replace("\\!", "").replace("\\%", "%")
+    text = re.sub(r"[ ]?\^[ ]?\{?", "^", text)
     return re.sub(r"(?<=(\d))?\\[dt]?frac\{(\d+)\}\{(\d+)\}", lambda m: f"{' ' if m[1] else ''}{m[2]}/{m[3]}", text)
 
 
