@@ -91,7 +91,7 @@ class Texts:
 
     Where answers are scored, `questions` has one entry for each of the texts. `stop` are strings at which a task ends
     answers, and `output_tokens` how long it lets them become. `examples` and the system's prompt are put in front of
-    each text when the requests are built; a task whose texts hold its examples already has none.
+    each text when the requests are built; a task's texts hold both already, or in place of texts there are its `chats`.
     """
 
     texts: tuple[str, ...]
@@ -106,6 +106,7 @@ class Texts:
     stop: tuple[str, ...] = ()
     output_tokens: int | None = None
     examples: tuple[Example, ...] = ()
+    chats: tuple[tuple[Mapping[str, JsonValue], ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""Loads a task of lm-evaluation-harness, and refuses what would not be scored as the harness scores it.
+
+`tasks` makes prompts of it, and `scoring.lm_eval` scores. No worker calls it, which need not have the harness. What the
+harness does between its seeds must happen here in the same order, or examples and choices differ from its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import io
+import json
+import random
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+from pytest_llem.errors import EngineNotInstalledError, JsonValue, WorkloadError
+from pytest_llem.workload.harness_files import HARNESS, INCLUDE, directory_of, index_of
+from pytest_llem.workload.hub import hub_cache, hub_obstacle, switch_off_when_absent
+
+GENERATIVE = "generate_until"
+RANDOM_SEED = 0
+"""What `lm_eval.simple_evaluate` seeds Python's generator with before it loads tasks (its default `random_seed`)."""
+OTHER_SEED = 1234
+"""What it seeds numpy's and the choice of examples with (`numpy_random_seed`, `fewshot_random_seed`)."""
+MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""The names that the harness has for the longest answer, the first of them first (`lm_eval.models.utils`)."""
+SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
+"""Settings that `decoding` has by the same names."""
+_UNDERSTOOD = {*MOST_TOKENS, *SAMPLING, "until", "do_sample", "temperature"}
+_OTHER_TASK = f"name another task, or write one of your own ({INCLUDE})"
+_OTHER_METRIC = f"write a task that includes this one and lists another metric first ({INCLUDE})"
+
+_busy = threading.RLock()
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """A task, `own` as the harness has it: its questions, its first metric and filter, the examples that it asks for.
+
+    `generators` are the states in which loading left those of Python and numpy.
+    """
+
+    name: str
+    own: Any
+    docs: Sequence[Any]
+    metric: str
+    filter: str
+    version: str
+    few_shot: int | None
+    generators: tuple[Any, Any]
+
+    @property
+    def generation(self) -> Mapping[str, Any]:
+        """How the harness lets answers be generated."""
+        return self.own.get_config("generation_kwargs") or {}
+
+    def key(self, doc: Any) -> JsonValue:
+        """The answer key of a question, as it is stored."""
+        key: JsonValue = json.loads(json.dumps(self.own.doc_to_target(doc), default=str))
+        return key
+
+
+@lru_cache(maxsize=8)
+def load_task(task: str, include_path: str | None) -> HarnessTask:
+    """Find a task by its name in a study, and load it with its data set.
+
+    Raises `WorkloadError`, whose `details` name the setting where that is another one than `workload.task`, and
+    `EngineNotInstalledError` without the harness.
+    """
+    kind, _, name = task.partition(":")
+    if kind != HARNESS or not name:
+        raise WorkloadError(f"workload.task {task!r} is no task", fix=f"write {HARNESS}:NAME, e.g. {HARNESS}:gsm8k")
+    if find_spec(HARNESS) is None:
+        raise EngineNotInstalledError(
+            f"workload.task {task!r} needs lm-evaluation-harness, which is not installed",
+            fix="pip install 'pytest-llem[quality]'",
+        )
+    switch_off_when_absent()
+    with alone():
+        index = index_of(directory_of(name, include_path))
+        written = index.task_index[name].cfg or {}
+        if "class" not in written:
+            _require_generative(name, written.get("output_type", GENERATIVE))
+        with generators():
+            try:
+                own = index.load(name)["tasks"][name]
+                docs, left = own.eval_docs, _states()
+            except Exception as problem:  # a data set that is not there, or whatever the task's own code raises
+                where = str(index.task_index[name].yaml_path)
+                raise _unloadable(task, where, str(written.get("dataset_path")), problem) from problem
+        metric = _require_scored_alike(name, own)
+        stated = f"{HARNESS} {version(HARNESS)}, task {own.VERSION}, {_digest(own)}"
+    return HarnessTask(name, own, docs, metric, own._filters[0].name, stated, own.get_config("num_fewshot"), left)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """The harness at work: one thread at a time, without its progress on the terminal, or its warnings as errors."""
+    with (
+        _busy,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def generators(states: tuple[Any, Any] | None = None) -> Iterator[None]:
+    """Python's and numpy's generators in these states, else as the harness seeds them; afterwards as they were."""
+    import numpy
+
+    before = _states()
+    if states is None:
+        random.seed(RANDOM_SEED)
+        numpy.random.seed(OTHER_SEED)
+    else:
+        _set_states(states)
+    try:
+        yield
+    finally:
+        _set_states(before)
+
+
+def _states() -> tuple[Any, Any]:
+    import numpy
+
+    return random.getstate(), numpy.random.get_state()
+
+
+def _set_states(states: tuple[Any, Any]) -> None:
+    import numpy
+
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+
+
+def words(problem: BaseException) -> str:
+    """What a task's code or data set says, as one line."""
+    return " ".join(f"{type(problem).__name__}: {problem}".split())[:500]
+
+
+def cannot_score(name: str, why: str, fix: str = _OTHER_TASK) -> WorkloadError:
+    """The error for a task whose score here would not be the harness's."""
+    return WorkloadError(f"workload.task {HARNESS}:{name} cannot be scored: it {why}", fix=fix)
+
+
+def _require_generative(name: str, output_type: object) -> None:
+    if output_type != GENERATIVE:
+        raise cannot_score(name, f"asks for {output_type} of given texts, and engines here answer ({GENERATIVE})")
+
+
+def _require_scored_alike(name: str, own: Any) -> str:
+    """The task's first metric, where its mean over answers is the harness's result."""
+    from lm_eval.api.metrics import mean
+
+    _require_generative(name, own.OUTPUT_TYPE)
+    generation = own.get_config("generation_kwargs") or {}
+    unknown = [key for key in generation if key not in _UNDERSTOOD and (key, generation[key]) != ("num_beams", 1)]
+    repeats, aggregation = own.get_config("repeats") or 1, own.aggregation()
+    if getattr(own, "MULTIMODAL", False):
+        raise cannot_score(name, "asks of pictures or sounds")
+    if getattr(own, "UNSAFE_CODE", False):
+        raise cannot_score(name, "runs answers as programs (unsafe_code), for which nothing here is a sandbox")
+    if repeats > 1:
+        raise cannot_score(name, f"asks each question {repeats} times (repeats) for one score")
+    if unknown:
+        raise cannot_score(name, f"generates with {', '.join(unknown)} (generation_kwargs)")
+    metric = str(next(iter(aggregation), None))
+    if aggregation.get(metric) is not mean:
+        how = getattr(aggregation.get(metric), "__name__", "no function")
+        raise cannot_score(name, f"has {metric} first, whose result is no mean over answers ({how})", _OTHER_METRIC)
+    if not own.higher_is_better().get(metric, True):
+        raise cannot_score(name, f"has {metric} first, of which less is better", _OTHER_METRIC)
+    return metric
+
+
+def _unloadable(task: str, where: str, dataset: str, problem: Exception) -> WorkloadError:
+    offline, details = hub_obstacle(), {"type": type(problem).__name__, "cause": words(problem)}
+    if offline is not None and isinstance(problem, OSError) and not isinstance(problem, FileNotFoundError):
+        return WorkloadError(
+            f"workload.task {task} needs the data set {dataset!r}, which is not in the cache {hub_cache().parent}, and "
+            f"cannot be fetched: {offline}",
+            fix="load it once where the hub can be reached, and set HF_HOME to that cache here; or write a task with a "
+            f"local data set ({INCLUDE})",
+            details=details,
+        )
+    return WorkloadError(
+        f"workload.task {task} ({where}) cannot be loaded: {words(problem)}",
+        fix="correct the task; its data_files are relative to where pytest is started",
+        details=details,
+    )
+
+
+def _digest(own: Any) -> str:
+    """Twelve hex digits of what the task says. Its data are in the questions' own hash, and may lie elsewhere."""
+    config = {key: value for key, value in own.dump_config().items() if key not in ("dataset_kwargs", "num_fewshot")}
+    metadata = config.get("metadata")
+    if isinstance(metadata, Mapping):
+        config["metadata"] = {key: value for key, value in metadata.items() if key != "config_source"}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=_source).encode()).hexdigest()[:12]
+
+
+def _source(value: Any) -> str:
+    """A function as its source, since its own text has an address in it."""
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
