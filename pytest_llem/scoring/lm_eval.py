@@ -13,8 +13,9 @@ from pytest_llem.workload.harness import GENERATIVE, alone, load_task, words
 
 
 class TaskScorer(Scorer):
-    """The scorer of a task: its name has metric and filter, its version those of harness and task. Raises as
-    `load_task`.
+    """The scorer of a task: its name has metric and filter, its version those of harness and task.
+
+    Raises as `load_task`.
     """
 
     def __init__(self, task: str, include_path: str | None) -> None:

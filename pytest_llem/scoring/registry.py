@@ -15,6 +15,7 @@ from pytest_llem.job.config import ScoreBy, WorkloadSettings
 from pytest_llem.job.registered import registered
 from pytest_llem.job.request import Question
 from pytest_llem.scoring.given import GROUP, FileScorer, RegexScorer, RegisteredScorer
+from pytest_llem.scoring.lm_eval import TaskScorer
 from pytest_llem.scoring.numbers import Numeric
 from pytest_llem.scoring.scorer import Scorer
 from pytest_llem.scoring.texts import TEXT_SCORERS
@@ -30,7 +31,12 @@ def registered_scorers() -> Mapping[str, EntryPoint]:
 
 
 def scorer_of(settings: WorkloadSettings) -> Scorer | None:
-    """The scorer, `None` where answers are not scored. Raises `SettingsError` where there is no such scorer."""
+    """The scorer, `None` where answers are not scored. Raises `SettingsError` where there is no such scorer.
+
+    A task's is loaded with the task, for which see `load_task`.
+    """
+    if settings.task is not None:
+        return TaskScorer(settings.task, settings.include_path)
     score = settings.score
     if score is None:
         return None
