@@ -11,10 +11,11 @@ import hashlib
 import inspect
 import io
 import json
+import os
 import random
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -60,7 +61,11 @@ class HarnessTask:
     @property
     def generation(self) -> Mapping[str, Any]:
         """How the harness lets answers be generated."""
-        return self.own.get_config("generation_kwargs") or {}
+        return self.setting("generation_kwargs") or {}
+
+    def setting(self, name: str) -> Any:
+        """What the task's configuration says."""
+        return getattr(self.own.config, name, None)
 
     def key(self, doc: Any) -> JsonValue:
         """The answer key of a question, as it is stored."""
@@ -84,21 +89,24 @@ def load_task(task: str, include_path: str | None) -> HarnessTask:
             fix="pip install 'pytest-llem[quality]'",
         )
     switch_off_when_absent()
+    if hub_obstacle() is not None:
+        os.environ["HF_EVALUATE_OFFLINE"] = "1"  # metrics lie on the hub too, and their library has a switch of its own
     with alone():
         index = index_of(directory_of(name, include_path))
         written = index.task_index[name].cfg or {}
         if "class" not in written:
-            _require_generative(name, written.get("output_type", GENERATIVE))
+            _require_generation(name, {"output_type": GENERATIVE, **written}.get)  # before its data set is fetched
         with generators():
             try:
                 own = index.load(name)["tasks"][name]
                 docs, left = own.eval_docs, _states()
             except Exception as problem:  # a data set that is not there, or whatever the task's own code raises
                 where = str(index.task_index[name].yaml_path)
-                raise _unloadable(task, where, str(written.get("dataset_path")), problem) from problem
-        metric = _require_scored_alike(name, own)
+                raise _unloadable(task, where, written.get("dataset_path"), problem) from problem
+        _require_generation(name, lambda key: getattr(own.config, key, None))
+        metric = _require_mean(name, own)
         stated = f"{HARNESS} {version(HARNESS)}, task {own.VERSION}, {_digest(own)}"
-    return HarnessTask(name, own, docs, metric, own._filters[0].name, stated, own.get_config("num_fewshot"), left)
+    return HarnessTask(name, own, docs, metric, own._filters[0].name, stated, own.config.num_fewshot, left)
 
 
 @contextlib.contextmanager
@@ -154,27 +162,27 @@ def cannot_score(name: str, why: str, fix: str = _OTHER_TASK) -> WorkloadError:
     return WorkloadError(f"workload.task {HARNESS}:{name} cannot be scored: it {why}", fix=fix)
 
 
-def _require_generative(name: str, output_type: object) -> None:
+def _require_generation(name: str, get: Callable[[str], Any]) -> None:
+    """Raise `WorkloadError` for a task that asks otherwise than engines here answer; `get` reads its configuration."""
+    output_type, repeats, generation = get("output_type"), get("repeats") or 1, get("generation_kwargs") or {}
+    unknown = [key for key in generation if key not in _UNDERSTOOD and (key, generation[key]) != ("num_beams", 1)]
     if output_type != GENERATIVE:
         raise cannot_score(name, f"asks for {output_type} of given texts, and engines here answer ({GENERATIVE})")
-
-
-def _require_scored_alike(name: str, own: Any) -> str:
-    """The task's first metric, where its mean over answers is the harness's result."""
-    from lm_eval.api.metrics import mean
-
-    _require_generative(name, own.OUTPUT_TYPE)
-    generation = own.get_config("generation_kwargs") or {}
-    unknown = [key for key in generation if key not in _UNDERSTOOD and (key, generation[key]) != ("num_beams", 1)]
-    repeats, aggregation = own.get_config("repeats") or 1, own.aggregation()
-    if getattr(own, "MULTIMODAL", False):
+    if get("doc_to_image") or get("doc_to_audio"):
         raise cannot_score(name, "asks of pictures or sounds")
-    if getattr(own, "UNSAFE_CODE", False):
+    if get("unsafe_code"):
         raise cannot_score(name, "runs answers as programs (unsafe_code), for which nothing here is a sandbox")
     if repeats > 1:
         raise cannot_score(name, f"asks each question {repeats} times (repeats) for one score")
     if unknown:
         raise cannot_score(name, f"generates with {', '.join(unknown)} (generation_kwargs)")
+
+
+def _require_mean(name: str, own: Any) -> str:
+    """The task's first metric, where its mean over answers is the harness's result."""
+    from lm_eval.api.metrics import mean
+
+    aggregation = own.aggregation()
     metric = str(next(iter(aggregation), None))
     if aggregation.get(metric) is not mean:
         how = getattr(aggregation.get(metric), "__name__", "no function")
@@ -184,20 +192,23 @@ def _require_scored_alike(name: str, own: Any) -> str:
     return metric
 
 
-def _unloadable(task: str, where: str, dataset: str, problem: Exception) -> WorkloadError:
-    offline, details = hub_obstacle(), {"type": type(problem).__name__, "cause": words(problem)}
-    if offline is not None and isinstance(problem, OSError) and not isinstance(problem, FileNotFoundError):
+def _unloadable(task: str, where: str, dataset: object, problem: Exception) -> WorkloadError:
+    text, offline = words(problem), hub_obstacle()
+    if offline is not None and (isinstance(problem, ConnectionError) or "Hub" in text):
+        what = f"the data set {str(dataset)!r}" if dataset and isinstance(problem, ConnectionError) else "a file"
         return WorkloadError(
-            f"workload.task {task} needs the data set {dataset!r}, which is not in the cache {hub_cache().parent}, and "
-            f"cannot be fetched: {offline}",
+            f"workload.task {task} needs {what} of the hub, which is not in the cache {hub_cache().parent}, and cannot "
+            f"be fetched: {offline}",
             fix="load it once where the hub can be reached, and set HF_HOME to that cache here; or write a task with a "
             f"local data set ({INCLUDE})",
-            details=details,
+            details={"cause": text},
         )
     return WorkloadError(
-        f"workload.task {task} ({where}) cannot be loaded: {words(problem)}",
-        fix="correct the task; its data_files are relative to where pytest is started",
-        details=details,
+        f"workload.task {task} ({where}) cannot be loaded: {text}",
+        fix="install what the task needs"
+        if isinstance(problem, ImportError)
+        else "correct the task; its data_files are relative to where pytest is started",
+        details={"type": type(problem).__name__},
     )
 
 

@@ -95,7 +95,7 @@ def _asked(task: HarnessTask, settings: WorkloadSettings) -> list[Any]:
             fix="leave workload.few_shot out",
             details={"setting": "workload.few_shot"},
         )
-    if as_chat and task.own.get_config("gen_prefix"):
+    if as_chat and task.setting("gen_prefix"):
         raise WorkloadError(
             f"workload.chat_template true: {settings.task} begins the answer (gen_prefix), which a chat does not",
             fix="set workload.chat_template: false, or write a task that includes this one with gen_prefix: null",
