@@ -264,7 +264,7 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
         content: object = texts.texts or texts.recorded
         keys = [(question.id, question.target) for question in texts.questions]
         if keys or texts.examples or texts.stop:
-            content = (texts.texts, keys, texts.examples, texts.stop)
+            content = (texts.texts or texts.chats, keys, texts.examples, texts.stop)
         facts["dataset_texts"] = hashlib.sha256(json.dumps(encode(content)).encode()).hexdigest()[:DIGITS]
     return facts
 

@@ -249,7 +249,7 @@ def _dependencies(cycle: ExperimentCycle, spec: RunnerSpec, demand: Demand) -> d
     return {
         "engine": cycle.experiment.engine,
         "model": cycle.experiment.model,
-        "dataset": cycle.experiment.config.workload.dataset,
+        "dataset": config.workload.task or config.workload.dataset,
         "image": spec.image or f"the default image of {cycle.experiment.engine}",
         "runner": spec.name,
         "machine": spec.address,

@@ -23,15 +23,24 @@ from pytest_llem.session.named_path import Named, Wrong
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
 from pytest_llem.workload.arrivals import arrival_places, read_times, too_few
+from pytest_llem.workload.harness import SAMPLING
+from pytest_llem.workload.tasks import require_decoding, texts_of_task
 from pytest_llem.workload.texts import read_rows, texts_of_package
 from pytest_llem.workload.traffic import require_few_broken, require_fitting
 
 _READ_BY = (
     *(f"workload.{name}" for name in ("dataset", "column", "order", "input_tokens", "chat_template", "speed")),
-    *(f"workload.{name}" for name in ("answer_column", "score", "few_shot", "system_prompt", "task", "include_path")),
+    *(f"workload.{name}" for name in ("answer_column", "score", "few_shot", "system_prompt")),
     *("workload.arrival", "model", "openai.api"),
 )
 """What decides whether a data set can be read as it is, besides `workload.prompts`."""
+
+OF_TASK = (
+    *(f"workload.{name}" for name in ("task", "include_path", "prompts", "few_shot", "system_prompt", "chat_template")),
+    *(f"decoding.{name}" for name in ("do_sample", "temperature", *SAMPLING)),
+    *("engine", "openai.api"),
+)
+"""What decides whether a task can be asked and scored as it is."""
 
 
 def most_prompts(study: Study) -> list[Experiment]:
@@ -48,7 +57,7 @@ def most_prompts(study: Study) -> list[Experiment]:
 def data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
     """What is wrong with an experiment's data set, or with its settings for it."""
     settings = experiment.config.workload
-    if settings.dataset == SYNTHETIC and settings.task is None:
+    if settings.dataset == SYNTHETIC:
         return
     written = str(getter(experiment.flat_settings)("workload.dataset"))
     try:
@@ -56,7 +65,6 @@ def data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[W
         if (texts := texts_of_package(settings)) is not None:
             require_few_broken(texts, allowed_rel)
             _try_scorer(settings, texts.questions)
-        if texts is not None or settings.task is not None:
             return
         here = Named(study, "workload.dataset", written, settings.dataset, in_image).is_here()
         if here and not expanded(settings.dataset).is_dir():
@@ -82,10 +90,27 @@ def data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[W
             yield "workload.column", settings.column, problem
         elif isinstance(problem, ScoringError):
             yield "workload.score", getter(experiment.flat_settings)("workload.score"), problem
-        elif settings.task is not None:
-            yield "workload.task", settings.task, problem
         else:
             yield "workload.dataset", written, problem
+
+
+def task(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
+    """What is wrong with an experiment's task, or would not be scored as the task's. It is asked for here, always."""
+    config, get = experiment.config, getter(experiment.flat_settings)
+    if config.workload.task is None:
+        return
+    try:
+        texts_of_task(config.workload)
+        require_decoding(config.workload, config.decoding)
+        if get("openai.api") == "chat" and experiment.engine == "openai" and not config.workload.chat_template:
+            raise WorkloadError(
+                "openai.api chat sends messages, and a task makes one text without workload.chat_template",
+                fix="write workload.chat_template: true, or openai.api: completions",
+                details={"setting": "openai.api"},
+            )
+    except LlemError as problem:
+        setting = str(problem.details.get("setting", "workload.task"))
+        yield setting, get(setting), problem
 
 
 def _try_scorer(settings: WorkloadSettings, questions: Sequence[Question]) -> None:

@@ -28,10 +28,10 @@ Check = Callable[[Study, Experiment, bool], Iterator[Wrong]]
 def require_named_files(study: Study, runner_of: Callable[[str], RunnerName]) -> None:
     """Raise `LlemError` for the local paths that cannot be what the study takes them for, each where it is written."""
     wrong: dict[str, LlemError] = {}
-    for check, experiments in _checks(study):
+    for check, experiments, always in _checks(study):
         for experiment in experiments:
             runner = runner_of(experiment.engine)
-            if RUNNERS[runner].distributed and check is not _scorer:  # answers are scored here, wherever they are given
+            if RUNNERS[runner].distributed and not always:
                 continue
             for setting, value, error in check(study, experiment, runner != "local"):
                 where = study.locate(setting, value)
@@ -43,16 +43,17 @@ def require_named_files(study: Study, runner_of: Callable[[str], RunnerName]) ->
         raise StudyError("\n".join(str(error.restated(message)) for message, error in wrong.items()))
 
 
-def _checks(study: Study) -> Iterator[tuple[Check, Sequence[Experiment]]]:
-    """What is looked at, and in which experiments."""
-    yield _models, study.distinct("engine", *_MODEL)
-    yield _scorer, study.distinct("engine", "workload.score")
+def _checks(study: Study) -> Iterator[tuple[Check, Sequence[Experiment], bool]]:
+    """What is looked at, in which experiments, and whether always, since it happens here wherever cycles run."""
+    yield _models, study.distinct("engine", *_MODEL), False
+    yield _scorer, study.distinct("engine", "workload.score"), True
     if any(map(_names_data, study.distinct("workload.dataset", "workload.arrival", "workload.task"))):
         from pytest_llem.session import named_data  # with what it takes to read them
 
         most = named_data.most_prompts(study)
-        yield named_data.data_set, most
-        yield named_data.arrival_times, most
+        yield named_data.data_set, most, False
+        yield named_data.arrival_times, most, False
+        yield named_data.task, study.distinct(*named_data.OF_TASK), True
 
 
 def _names_data(experiment: Experiment) -> bool:

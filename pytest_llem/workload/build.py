@@ -102,14 +102,16 @@ def build_workload(
     outputs = draw_lengths(lengths, settings.prompts, settings.seed + OUTPUT_STREAM)
     if texts.recorded:
         return _of_recorded(texts, outputs, settings, tokenizer, as_messages=as_messages)
+    if settings.task is not None:
+        settings = dataclasses.replace(settings, system_prompt=None)  # what it asks begins with that already
     in_front = bool(settings.system_prompt or texts.examples)
+    chats = texts.chats
+    if in_front and (as_messages or settings.chat_template):
+        chats = tuple(as_chat(text, settings, texts.examples) for text in texts.texts)
     if texts.format == SYNTHETIC:
         prompts = [_Prompt(ids, None, len(ids)) for ids in _synthetic(settings, tokenizer)]
-    elif in_front and (as_messages or settings.chat_template):
-        prompts = [
-            _conversation(text, as_chat(text, settings, texts.examples), tokenizer, as_messages=as_messages)
-            for text in texts.texts
-        ]
+    elif chats:
+        prompts = [_conversation(messages, tokenizer, as_messages=as_messages) for messages in chats]
     else:
         whole = [as_text(text, settings, texts.examples) for text in texts.texts]
         if isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
@@ -241,13 +243,13 @@ def _chat(text: str, limit: int | None, tokenizer: Tokenizer) -> _Prompt:
     )
 
 
-def _conversation(text: str, messages: Messages, tokenizer: Tokenizer, *, as_messages: bool) -> _Prompt:
+def _conversation(messages: Messages, tokenizer: Tokenizer, *, as_messages: bool) -> _Prompt:
     """A question with what is in front of it: as messages, else in the model's chat template.
 
     What is sent as messages is rendered only to know how long it is, where that is possible.
     """
     if not as_messages:
-        tokenizer.chat(text)  # says of a model without a template that it has none
+        tokenizer.chat(str(messages[-1]["content"]))  # says of a model without a template that it has none
     try:
         if not isinstance(tokenizer, ChatTokenizer):
             raise EngineSettingError("this engine's tokenizer renders single texts only")

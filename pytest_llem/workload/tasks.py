@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from pytest_llem.errors import WorkloadError
@@ -31,15 +30,9 @@ ANSWER_TOKENS = 256
 """How many tokens the harness lets an answer have where a task does not say (`lm_eval.defaults`)."""
 
 
-@lru_cache(maxsize=4)
-def texts_of_task(settings: WorkloadSettings) -> Texts | None:
-    """What a task asks, in its own order, with its answer keys; `None` for a workload without a task.
-
-    Raises as `load_task`.
-    """
-    if settings.task is None:
-        return None
-    task = load_task(settings.task, settings.include_path)
+def texts_of_task(settings: WorkloadSettings) -> Texts:
+    """What a workload's task asks, in its own order, with its answer keys. Raises as `load_task`."""
+    task = _loaded(settings)
     available, wanted = len(task.docs), settings.prompts
     if wanted > available:
         raise WorkloadError(
@@ -68,9 +61,7 @@ def require_decoding(settings: WorkloadSettings, decoding: Decoding) -> None:
 
     As in the harness, a temperature alone says that a task samples, and sampling is needed for one to count.
     """
-    if settings.task is None:
-        return
-    given = load_task(settings.task, settings.include_path).generation
+    given = _loaded(settings).generation
     temperature = float(given.get("temperature") or 0)
     samples = bool(temperature if given.get("do_sample") is None else given["do_sample"])
     wanted: dict[str, Any] = {"do_sample": samples}
@@ -84,6 +75,10 @@ def require_decoding(settings: WorkloadSettings, decoding: Decoding) -> None:
             f"workload.task {settings.task} decodes with {{{listed}}}, and this experiment does not",
             fix=f"write decoding: {{{listed}}}, or a task that includes this one with other generation_kwargs",
         )
+
+
+def _loaded(settings: WorkloadSettings) -> HarnessTask:
+    return load_task(settings.task or "", settings.include_path)
 
 
 def _asked(task: HarnessTask, settings: WorkloadSettings) -> list[Any]:

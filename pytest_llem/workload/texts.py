@@ -19,6 +19,7 @@ from pytest_llem.job.request import Question, Texts
 from pytest_llem.workload import registered
 from pytest_llem.workload.questions import TextRow, example_of, question_of, require_own_ids
 from pytest_llem.workload.rows import Row, rows_of
+from pytest_llem.workload.tasks import texts_of_task
 from pytest_llem.workload.traffic import read_traffic, recognise, require_used_times, too_few
 
 T = TypeVar("T")
@@ -72,7 +73,9 @@ def read_rows(settings: WorkloadSettings, rows: Iterator[Row] | None = None) -> 
 
 @lru_cache(maxsize=4)
 def texts_of_package(settings: WorkloadSettings) -> Texts | None:
-    """What a data set holds that another package adds, for workers without it; `None` for any other data set."""
+    """What a task asks, or a data set holds that another package adds, for workers without it; `None` for any other."""
+    if settings.task is not None:
+        return texts_of_task(settings)
     if settings.dataset == SYNTHETIC or settings.dataset not in registered.data_sets():
         return None
     return read_rows(settings)
