@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -101,14 +101,33 @@ def clusters(axes: Sequence[Axis], shared: FlatSettings) -> list[Cluster]:
     """The axes in groups that share no inactivity rule; a group's paths include shared settings that it decides on."""
     paths = [_touched(axis, shared) for axis in axes]
     groups = [({index}, own, frozenset[str]()) for index, own in enumerate(paths)]
-    for linked in _linked(paths, shared):
+    all_linked = list(_linked(paths, shared))
+    for linked in all_linked:
         joined = [group for group in groups if group[1] & linked]
         if joined:
             members, own, decided = zip(*joined, strict=True)
             groups = [group for group in groups if group not in joined]
             groups.append((set().union(*members), frozenset().union(*own), linked.union(*decided)))
     groups.sort(key=lambda group: min(group[0]))
-    return [Cluster(tuple(sorted(members)), own | decided) for members, own, decided in groups]
+    left = shared.keys() - frozenset().union(*(own | decided for _, own, decided in groups))
+    return [
+        Cluster(tuple(sorted(members)), _with_dependent(own | decided, all_linked, shared, left))
+        for members, own, decided in groups
+    ]
+
+
+def _with_dependent(
+    paths: frozenset[str], all_linked: Sequence[frozenset[str]], shared: FlatSettings, left: Set[str]
+) -> frozenset[str]:
+    """A group's paths, with those shared ones that would be `left` without what makes them do something."""
+    while (
+        more := frozenset().union(
+            *(linked & shared.keys() for linked in all_linked if linked & left and linked & paths & shared.keys())
+        )
+        - paths
+    ):
+        paths |= more
+    return paths
 
 
 def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[frozenset[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,8 +123,9 @@ def test_every_format_is_found_beside_the_study_and_counted(refused: Refused, na
     ],
 )
 def test_a_data_set_that_cannot_be_read_is_refused_where_it_is_written(
-    refused: Refused, dataset: str, part: str, said: str
+    refused: Refused, dataset: str, part: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     text = BUILTIN + f"workload: {{dataset: {dataset}{'' if 'prompts:' in dataset else ', prompts: 2'}}}\n"
     answer = refused(text)
     assert answer is not None

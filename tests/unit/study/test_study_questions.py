@@ -154,3 +154,12 @@ def test_own_files_are_found_from_the_study(tmp_path: Path) -> None:
 
     assert scored.score_file == str(tmp_path / "grading.py")
     assert task.include_path == str(tmp_path / "tasks")
+
+
+def test_a_sweep_of_one_setting_of_a_task_keeps_the_others(load: Load) -> None:
+    """What decides on the directory of task files went with the sweep, and the directory did nothing."""
+    study = load(TASK + ", include_path: tasks}\nsweep: {workload.chat_template: [false, true]}\n")
+
+    found = [Path(str(experiment.config.workload.include_path)).name for experiment in study.experiments]
+
+    assert found == ["tasks", "tasks"]
