@@ -265,8 +265,8 @@ def main() -> int:
     modules = read_modules()
     listed = figures(modules)
     rows = [(what, len(found), limit) for what, found, limit in listed]
-    rows.append(("files", len(modules), 355))
-    rows.append(("lines", sum(len(module.text.splitlines()) for module in modules.values()), 59_500))
+    rows.append(("files", len(modules), 358))
+    rows.append(("lines", sum(len(module.text.splitlines()) for module in modules.values()), 60_200))
     for what, figure, limit in rows:
         print(f"{'    ' if figure <= limit else 'over'} {figure:>7,} of {limit:>6,}  {what}")
     if "-v" in sys.argv[1:]:
