@@ -155,6 +155,7 @@ def parser() -> argparse.ArgumentParser:
         "--score", metavar="SCORER", help="a name, regex:EXPRESSION or python:FILE:FUNCTION (default: the study's)"
     )
     verb.add_argument("--write", action="store_true", help="keep the new scores in the run, and the old ones beside")
+    verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.score_command:score")
 

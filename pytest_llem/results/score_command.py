@@ -51,14 +51,15 @@ def score(options: argparse.Namespace) -> int:
                 raise SettingsError(f"{run}: --write brings the summary of a whole run up to date", fix="name the run")
     groups = [group for _, cycles in by_run for group in _by_experiment(cycles)]
     if options.format == "json":
-        show(json.dumps([_encoded(group) for group in groups], indent=2, allow_nan=False))
+        encoded = [_encoded(group, options.baseline_dir) for group in groups]
+        show(json.dumps(encoded, indent=2, allow_nan=False))
     else:
-        show("\n".join(_lines(groups)))
+        show("\n".join(_lines(groups, options.baseline_dir)))
     for run, cycles in by_run if options.write else ():
-        _write(run, cycles)
+        _write(run, cycles, options.baseline_dir)
         told = f"written to {run}; what was scored before is in result-N.json and answers-N.jsonl of each cycle"
         if any(row.metric in (ACCURACY, JOULES_PER_CORRECT) for gate in gate_files(run).values() for row in gate.rows):
-            told += "\nits gates stand as they were judged: llem compare judges the new scores"
+            told += "\nits gates and junit.xml stand as they were: llem compare judges the new scores"
         if options.format == "text":
             show(told)
     return 0
@@ -104,18 +105,18 @@ def _by_experiment(cycles: Sequence[Rescored]) -> list[list[Rescored]]:
     return list(groups.values())
 
 
-def _metrics(group: Sequence[Rescored]) -> dict[str, MetricSummary]:
+def _metrics(group: Sequence[Rescored], baseline_dir: Path) -> dict[str, MetricSummary]:
     """Metrics over the valid cycles of an experiment."""
-    return summarise_metrics([each.result for each in group if each.result.validity.valid])
+    return summarise_metrics([each.result for each in group if each.result.validity.valid], baseline_dir)
 
 
-def _lines(groups: Sequence[Sequence[Rescored]]) -> list[str]:
+def _lines(groups: Sequence[Sequence[Rescored]], baseline_dir: Path) -> list[str]:
     """The table, and below it what changed in each experiment."""
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     several = len({each.result.run_id for group in groups for each in group}) > 1
     for group in groups:
-        first, metrics = group[0], _metrics(group)
+        first, metrics = group[0], _metrics(group, baseline_dir)
         name = f"{first.result.study}[{first.result.experiment.id}]" + (f" {first.result.run_id}" if several else "")
         accuracy, joules = metrics.get(ACCURACY), metrics.get(JOULES_PER_CORRECT)
         changed: dict[tuple[str, float | None, float], list[str]] = defaultdict(list)
@@ -161,9 +162,9 @@ def _shown(score: float | None) -> str:
     return "not scored" if score is None else f"{score:.3g}"
 
 
-def _encoded(group: Sequence[Rescored]) -> dict[str, JsonValue]:
+def _encoded(group: Sequence[Rescored], baseline_dir: Path) -> dict[str, JsonValue]:
     """An experiment as JSON; the figures are those of `summary.json`."""
-    first, metrics = group[0], _metrics(group)
+    first, metrics = group[0], _metrics(group, baseline_dir)
     return {
         "run": first.result.run_id,
         "study": first.result.study,
@@ -188,7 +189,7 @@ def _encoded(group: Sequence[Rescored]) -> dict[str, JsonValue]:
     }
 
 
-def _write(run: Path, cycles: Sequence[Rescored]) -> None:
+def _write(run: Path, cycles: Sequence[Rescored], baseline_dir: Path) -> None:
     """Write the new scores into a run, each cycle's earlier ones beside them first, then its summaries."""
     store = RunStore.open(run)
     for each in cycles:
@@ -203,5 +204,5 @@ def _write(run: Path, cycles: Sequence[Rescored]) -> None:
             write_result(job_dir, result)
     manifest = read_manifest(run / MANIFEST)
     axes = {plan.name: plan.study_axes() for plan in manifest.studies}
-    rows = list(summarise([item.key for item in manifest.items], store.outcome, axes=axes))
+    rows = list(summarise([item.key for item in manifest.items], store.outcome, baseline_dir, axes))
     write_summary(run, rows, run_findings(gate_files(run).values()), axes)

@@ -40,6 +40,8 @@ class GivenScorer(Scorer):
             outputs = outputs_of(self._what, [(text, question.target, question.id) for text, question in answers])
         except Failed as problem:
             raise self._error(problem, [question for _, question in answers]) from None
+        except OSError as problem:
+            raise self._error(Failed(f"no process for it: {problem}"), []) from None
         return [self._score(output, question.target) for output, (_, question) in zip(outputs, answers, strict=True)]
 
     def _score(self, output: Any, target: JsonValue) -> float:

@@ -87,6 +87,8 @@ def _ended(pid: int, said: IO[bytes]) -> str:
 
 def _lines(descriptor: int, first_s: float, each_s: float) -> Iterator[bytes]:
     """Lines as they come, until the other end is closed; `TimeoutError` for one that takes too long."""
+    ready = select.poll()  # select.select knows no descriptor above 1023
+    ready.register(descriptor, select.POLLIN)
     buffer, limit_s = b"", first_s
     end_s = time.monotonic() + limit_s
     while True:
@@ -96,7 +98,7 @@ def _lines(descriptor: int, first_s: float, each_s: float) -> Iterator[bytes]:
             buffer, limit_s = rest, each_s
             end_s = time.monotonic() + limit_s
             continue
-        if not select.select([descriptor], [], [], max(0.0, end_s - time.monotonic()))[0]:
+        if not ready.poll(max(0.0, end_s - time.monotonic()) * 1000):
             raise TimeoutError(f"it took longer than {limit_s:g} s")
         chunk = os.read(descriptor, 65536)
         if not chunk:

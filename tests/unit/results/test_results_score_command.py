@@ -14,6 +14,7 @@ from pytest_llem.job.answers import read_answers
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import RunReport
 from pytest_llem.results.attempts import get_or_measure
+from pytest_llem.results.gate_report import GateReport, GateRow, write_gate
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import load, load_rows
 from pytest_llem.results.rescored import scored_now
@@ -96,6 +97,16 @@ def test_what_was_scored_before_stays(run: Path) -> None:
     assert (cycle / "result-2.json").exists()
     assert (cycle / "answers.jsonl").read_bytes() == kept[1]
     assert len(load(run)) == len(load(run.parent)) == 2  # no reader takes them for results
+
+
+def test_gates_on_scores_stand_and_that_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cycle, _) = sorted(run.glob("*/*/c*"))
+    row = GateRow("accuracy", "budget", "fail", ">= 0.5", None, 0.25, 0.5, 0.1, 0.9, "below the budget")
+    write_gate(cycle.parent, GateReport("study", "a", (row,), strict=False))
+    before = (cycle.parent / "gate.json").read_bytes()
+    assert main(["score", str(run), "--score", "contains", "--write"]) == 0
+    assert "its gates and junit.xml stand as they were: llem compare judges" in capsys.readouterr().out
+    assert (cycle.parent / "gate.json").read_bytes() == before
 
 
 def test_a_warning_of_scores_goes_with_them(tmp_path: Path) -> None:
