@@ -105,17 +105,22 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templ
 """Where transformers keeps chat templates beside `tokenizer_config.json`."""
 
 
-def require_chat_template(model: str) -> None:
-    """Raise `EngineSettingError` for a directory whose tokenizer has no chat template, as base models have none."""
+def require_chat_template(model: str, setting: str) -> None:
+    """Raise `EngineSettingError` for a directory whose tokenizer has no chat template, as base models have none.
+
+    `setting` is what asks for one.
+    """
     directory = found(model)
     settings = None if directory is None else directory / "tokenizer_config.json"
     if directory is None or settings is None or not settings.is_file():
         return
     if "chat_template" in read_json(settings) or any((directory / name).exists() for name in TEMPLATES):
         return
+    what = "sessions" if setting == "workload.dataset" else "prompts"
     raise EngineSettingError(
-        f"sessions are put into the model's chat template, and {model} has none",
+        f"{what} are put into the model's chat template, and {model} has none",
         fix="use an instruction-tuned model, or openai.api: chat with a server that has a template",
+        details={"setting": setting},
     )
 
 

@@ -70,11 +70,12 @@ def data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[W
         if here and not expanded(settings.dataset).is_dir():
             texts = _read(settings, allowed_rel)
             _try_scorer(settings, texts.questions)
-            by_server = (
-                engine_info(experiment.engine).serves_over_http and experiment.config.settings.get("api") == "chat"
-            )
+            served = engine_info(experiment.engine).serves_over_http
+            by_server = served and experiment.config.settings.get("api") == "chat"
             if texts.recorded and texts.recorded[0].messages is not None and not by_server:
-                require_chat_template(experiment.config.model)
+                require_chat_template(experiment.config.model, "workload.dataset")
+            elif settings.chat_template and not served:
+                require_chat_template(experiment.config.model, "workload.chat_template")
         elif not in_image and find_spec("datasets") is None:
             what = "is a directory" if here else "is a data set of the hub"
             raise EngineNotInstalledError(

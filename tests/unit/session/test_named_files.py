@@ -386,6 +386,8 @@ def test_sessions_for_a_model_without_a_chat_template_are_refused_before_it_is_l
     assert said.startswith(f"{at(text, 'data/c')}sessions are put into the model's chat template, and models/base has")
     chats = OPENAI.format("base_url: 'http://127.0.0.1:8000', api: chat", "./models/base")
     assert (refused(chats + asked), refused(BUILTIN + asked)) == (None, None)
+    templated = "model: ./models/base\nworkload: {dataset: data/p.jsonl, prompts: 1, chat_template: true}\n"
+    assert str(refused(templated)).startswith(f"{at(templated, 'true')}prompts are put into the model's chat template")
 
 
 ASKED = BUILTIN + "workload: {{dataset: {}, column: question, prompts: {}, answer_column: {}, score: {}}}\n"
