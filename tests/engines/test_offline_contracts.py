@@ -268,6 +268,14 @@ def test_sglang_samples_as_the_study_says(make_config: ConfigMaker) -> None:
     }
 
 
+def test_both_end_answers_at_the_strings_of_the_request(make_config: ConfigMaker) -> None:
+    """TensorRT-LLM finds strings in texts, which it must be told to make."""
+    study, request = config(make_config, {}), replace(REQUEST, stop=("\n\n", "Q:"))
+    assert sglang.sampling_parameters(study, request)["stop"] == ["\n\n", "Q:"]
+    parameters = tensorrt_llm.sampling_parameters(study, request)
+    assert (parameters["stop"], parameters["detokenize"]) == (["\n\n", "Q:"], True)
+
+
 @pytest.mark.parametrize("cumulative", [True, False])
 def test_sglangs_chunks_hold_everything_or_what_is_new(cumulative: bool) -> None:
     """`incremental_streaming_output` changes the meaning of `output_ids`; read wrongly, tokens are lost or doubled."""

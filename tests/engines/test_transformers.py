@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -92,6 +93,29 @@ def test_answers_end_at_strings_however_they_are_generated(start: Start, setting
     done = generate(start(settings), requests)
     assert ids(done) == ids(generate(start(), requests))
     assert {completion.finish_reason for completion in done} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_string_is_found_wherever_its_letters_come_apart(step: int) -> None:
+    """Only the newest tokens are looked at, and only those that may end a string: none may be missed for that."""
+    from pytest_llem.engines.transformers.stops import StopStrings
+
+    def text_of(given: Sequence[int]) -> str:
+        """Bytes as tokens; the first blank is lost, as some tokenizers do it."""
+        return bytes(given).decode("utf-8", "replace").removeprefix(" ")
+
+    random = Random(0)
+    for strings in (("é",), ("a ",), (" z", "az"), ("z\na", "éz é"), ("</s>",)):
+        for _ in range(50):
+            answer = "".join(random.choices([*"az \nb</s>", "é", strings[-1]], k=12)).encode()
+            lengths = range(1, len(answer) + 1)
+            first = next((n for n in lengths if any(s in text_of(answer[:n]) for s in strings)), None)
+            stops, seen = StopStrings(strings, text_of), 0
+            found = None
+            while found is None and seen < len(answer):
+                found = stops.end_of(answer[: seen + step], seen)
+                seen += step
+            assert found == first
 
 
 def test_a_batch_is_over_when_all_its_answers_are(start: Start) -> None:

@@ -74,6 +74,7 @@ class Generator:
         self._settings = settings
         self._base = generation_fields(settings, config.decoding)
         self._generations: dict[tuple[int, bool], GenerationConfig] = {}
+        self._stops: dict[tuple[str, ...], StopStrings] = {}
         self._continuous: ContinuousGenerator | None = None
         # What generate() finds unset it takes from the model's own generation_config, where an end-of-sequence token,
         # sampling or a temperature may lurk: leave nothing there.
@@ -157,7 +158,9 @@ class Generator:
             return None
         # With special tokens, which a stop string may name; of its own accord it may also remove blanks.
         text_of = partial(self.loaded.tokenizer.decode, clean_up_tokenization_spaces=False)
-        stops = [StopStrings(request.stop, text_of) for request in batch]
+        for stop in {request.stop for request in batch} - self._stops.keys():
+            self._stops[stop] = StopStrings(stop, text_of)
+        stops = [self._stops[request.stop] for request in batch]
         return EndAtStrings(stops, begin, () if batch[0].ignore_eos else self.loaded.eos_ids)
 
     def _generation(self, max_new_tokens: int, ignore_eos: bool) -> GenerationConfig:

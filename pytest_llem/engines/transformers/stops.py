@@ -18,20 +18,39 @@ CONTEXT_TOKENS = 4
 
 
 class StopStrings:
-    """Finds where the text of token ids first holds one of some strings."""
+    """Finds where the text of token ids first holds one of some strings.
+
+    Text is made of tokens only where the newest of them may end a string: hardly any does.
+    """
 
     def __init__(self, strings: Sequence[str], text_of: Callable[[Sequence[int]], str]) -> None:
         self._strings = tuple(strings)
         self._text_of = text_of
         self.reach = max((len(text.encode()) for text in strings), default=0) + CONTEXT_TOKENS
         """So many tokens before new ones may belong to a string that these complete."""
+        self._last = {text[-1] for text in strings if text}
+        # Alone, a token may lose the blank that it begins with.
+        self._can_tell = " " not in self._last
+        self._may_end: dict[int, bool] = {}
 
     def end_of(self, ids: Sequence[int], seen: int = 0) -> int | None:
         """How many of an answer's ids make up the first string, of which the first `seen` hold none; else `None`."""
+        if self._can_tell and not any(map(self._is_last, ids[seen:])):
+            return None
         begin = max(0, seen - self.reach)
         if not self._in(ids[begin:]):
             return None
         return next(count for count in range(seen + 1, len(ids) + 1) if self._in(ids[begin:count]))
+
+    def _is_last(self, token: int) -> bool:
+        """Whether a string may end in a token: it has a string's last letter, or a part of some letter."""
+        known = self._may_end.get(token)
+        if known is None:
+            text = self._text_of([token])
+            known = self._may_end[token] = "\N{REPLACEMENT CHARACTER}" in text or any(
+                map(text.__contains__, self._last)
+            )
+        return known
 
     def _in(self, ids: Sequence[int]) -> bool:
         text = self._text_of(ids)

@@ -59,6 +59,7 @@ def test_only_the_workers_files_are_taken(tmp_path: Path) -> None:
     data = packed(
         ("job/measurement.json", b"{}"),
         ("job/events.jsonl", b"{}\n"),
+        ("job/answers.jsonl", b"{}\n"),
         ("job/job.json", b"evil"),
         ("job/../../escape.json", b"evil"),
         ("job/deep/error.json", b"evil"),
@@ -67,8 +68,8 @@ def test_only_the_workers_files_are_taken(tmp_path: Path) -> None:
 
     taken = take_results([data[:700], data[700:]], JobDir(tmp_path), "image")
 
-    assert taken == ["events.jsonl", "measurement.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "measurement.json"]
+    assert taken == ["events.jsonl", "answers.jsonl", "measurement.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(taken)
     assert COMES_BACK[-1] == "error.json"
 
 
