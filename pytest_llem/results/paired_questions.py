@@ -34,7 +34,8 @@ from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE
 NOISE = 100
 """How much rarer than `alpha` a loss by an engine's own noise must be. Chosen: 20 experiments then alarm in 1 %."""
 STEPS = 35
-"""Bisections of a bound. Chosen: to 1e-10, of a difference that is at most 1."""
+PRECISION = 1e-10
+"""Chosen: that of so many bisections of a difference that is at most 1, far below one question of a million."""
 GRID = 3
 """Decimals of a difference where its variance is sought. Chosen: many graded scores are judged in a second, and no
 bound moves that a reader could see."""
@@ -79,9 +80,10 @@ def judge_questions(
     *inconclusive*. `correlated` says that the cycles of a run shared one loaded engine.
     """
     before, now = [mean_scores(run) for run in baselines], mean_scores(current)
-    differences = [new - fmean(old) for new, *old in zip(now, *before, strict=True)]
+    # Rounded, so that means of equal scores over other numbers of cycles are equal.
+    differences = [round(new - old, 9) for old, new in zip(mean_scores(before), now, strict=True)]
     change, low, high = mean_difference(differences, alpha)
-    level, noise = fmean(map(fmean, before)), None
+    level, noise = fmean(mean_scores(before)), None
     status: Status = "inconclusive"
     if high < -limit:
         if limit >= 0:
@@ -160,22 +162,46 @@ def _variance_at(counts: Counter[float], count: int, mean: float) -> float:
     Its weights are those of the observed values over 1 + tilt x (value - mean). Where no tilt moves the mean of these
     far enough, the rest of the weight lies at the end towards which they lean.
     """
-    offsets = [(value - mean, number / count) for value, number in counts.items()]
     below, above = -1 - mean, 1 - mean
     if below >= 0 or above <= 0:
         return 0.0
-    low, high = -1 / above, -1 / below
-    end = None
-    for _ in range(STEPS):
-        tilt = (low + high) / 2
-        # The mean falls as the tilt grows.
-        if sum(weight * offset / (1 + tilt * offset) for offset, weight in offsets) > 0:
-            low, end = tilt, below
-        else:
-            high, end = tilt, above
+    offsets = [(value - mean, number / count) for value, number in counts.items()]
+    tilt = _tilt(offsets, -1 / above, -1 / below)
     weights = [(offset, weight / (1 + tilt * offset)) for offset, weight in offsets]
     rest = max(0.0, 1 - sum(weight for _, weight in weights))
-    return sum(weight * offset**2 for offset, weight in weights) + rest * (end or 0.0) ** 2
+    end = below if tilt > 0 else above
+    return sum(weight * offset**2 for offset, weight in weights) + rest * end**2
+
+
+def _tilt(offsets: Sequence[tuple[float, float]], low: float, high: float) -> float:
+    """The tilt at which the mean offset is zero, by Newton's steps; `low` or `high` where even that is not enough."""
+
+    def leaning(tilt: float) -> tuple[float, float]:
+        """The mean offset, which falls as the tilt grows, and how fast."""
+        mean = fall = 0.0
+        for offset, weight in offsets:
+            scale = 1 + tilt * offset
+            if scale <= 0:
+                return -math.copysign(math.inf, tilt), 0.0
+            mean += weight * offset / scale
+            fall += weight * (offset / scale) ** 2
+        return mean, fall
+
+    tilt, (mean, fall) = 0.0, leaning(0.0)
+    end = high if mean > 0 else low
+    if mean * leaning(end)[0] >= 0:
+        return end
+    low, high = min(0.0, end), max(0.0, end)
+    for _ in range(STEPS):
+        following = tilt + mean / fall
+        if not low < following < high:
+            following = (low + high) / 2
+        if abs(following - tilt) < PRECISION:
+            break
+        tilt = following
+        mean, fall = leaning(tilt)
+        low, high = (tilt, high) if mean > 0 else (low, tilt)
+    return tilt
 
 
 def _edge(holds: Callable[[float], bool], inside: float, end: float) -> float:
@@ -190,4 +216,4 @@ def _edge(holds: Callable[[float], bool], inside: float, end: float) -> float:
 
 def mean_scores(cycles: Sequence[Scores]) -> list[float]:
     """The mean score of each question over cycles of the same questions."""
-    return [fmean(scores) for scores in zip(*cycles, strict=True)]
+    return [sum(scores) / len(scores) for scores in zip(*cycles, strict=True)]

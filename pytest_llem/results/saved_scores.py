@@ -21,7 +21,8 @@ def written_scores(cycles: Mapping[str, Sequence[float]]) -> dict[str, str]:
     lines: dict[str, str] = {}
     first: Sequence[float] = ()
     for name, scores in cycles.items():
-        whole = "".join(map(_number, scores)) if set(scores) <= {0.0, 1.0} else " ".join(map(_number, scores))
+        plain = set(scores) <= {0.0, 1.0}
+        whole = "".join("1" if score else "0" for score in scores) if plain else " ".join(map(_number, scores))
         pairs = enumerate(zip(first, scores, strict=True), 1) if len(first) == len(scores) and lines else None
         changes = None if pairs is None else " ".join(f"{at}:{_number(now)}" for at, (old, now) in pairs if old != now)
         lines[name] = whole if changes is None or len(whole) < len(changes) else changes

@@ -1,4 +1,4 @@
-"""What metrics are made of that a study may not have: limits of an SLO, and the search for a largest load.
+"""What metrics are made of that a study may not have: limits of an SLO, the search for a largest load, and scores.
 
 The loader asks it about gates and the headline, which would else be undecided for ever, and say so only after
 everything was measured. A study without such metrics must not pay for it: it may have a hundred thousand experiments.
@@ -17,6 +17,8 @@ from pytest_llem.study.limits import Comparison
 from pytest_llem.study.model import Gates
 from pytest_llem.study.search import EXAMPLE, RATE
 
+SCORED = ("workload.score", "workload.task")
+"""Settings of which either has answers scored."""
 MAX_SHOWN_IDS = 5
 """Chosen: enough ids to recognise the pattern of a failing sweep, few enough for one line."""
 
@@ -41,6 +43,12 @@ _BASES = (
         lambda experiment: experiment.search is not None,
         "is the answer of a search, and no load is searched in",
         f"search one: sweep: {{{RATE}: {EXAMPLE}}}",
+    ),
+    _Basis(
+        lambda metric: metric_name(metric).quality,
+        lambda experiment: any(map(experiment.flat_settings.get, SCORED)),
+        "counts right answers, and none are scored in",
+        "score them, for example workload: {answer_column: answer, score: exact}",
     ),
 )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
-from pytest_llem.errors import SettingsError
+from pytest_llem.errors import SettingsError, StudyError
 from pytest_llem.job.metric_names import check_condition
+from pytest_llem.study.experiments import Study
 from pytest_llem.study.limits import FailIf, overriding, parse_budget, parse_fail_if, parse_limit
 
 
@@ -113,3 +115,22 @@ def test_a_budget_of_right_answers_is_a_share() -> None:
     with pytest.raises(SettingsError, match="is no share of answers") as caught:
         parse_budget("accuracy", ">= 62")
     assert caught.value.fix == 'write percent: ">= 62%"'
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "setting"),
+    [
+        ("expect: {accuracy: '>= 62%'}\n", "4:10", "expect.accuracy"),
+        ("compare: {fail_if: {joules_per_correct_answer: 5%}}\n", "4:21", "compare.fail_if.joules_per_correct_answer"),
+    ],
+)
+def test_right_answers_that_nothing_scores_are_refused_where_they_are_asked_for(
+    load: Callable[[str], Study], text: str, place: str, setting: str
+) -> None:
+    """The gate was undecided, and said so only after everything was measured."""
+    study = "model: builtin:tiny-llama\nengine: transformers\nworkload: {dataset: synthetic}\n"
+    with pytest.raises(StudyError) as caught:
+        load(study + text)
+    assert f"study.yaml:{place}: {setting} counts right answers, and none are scored in" in str(caught.value)
+    scored = study.replace("dataset: synthetic", "dataset: q.jsonl, column: q, answer_column: a, score: exact")
+    load(scored + text)
