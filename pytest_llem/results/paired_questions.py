@@ -34,8 +34,9 @@ from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE
 NOISE = 100
 """How much rarer than `alpha` a loss by an engine's own noise must be. Chosen: 20 experiments then alarm in 1 %."""
 STEPS = 35
+"""Bisections of a bound. Chosen: to 1e-10, of a difference that is at most 1."""
 PRECISION = 1e-10
-"""Chosen: that of so many bisections of a difference that is at most 1, far below one question of a million."""
+"""Of a tilt. Chosen: as that of a bound, far below what one question of a million weighs."""
 GRID = 3
 """Decimals of a difference where its variance is sought. Chosen: many graded scores are judged in a second, and no
 bound moves that a reader could see."""
