@@ -175,7 +175,7 @@ def questions_for(lost: float, gained: float, limit: FailIf, *, wanted: float = 
     while count - few > count // 100:
         middle = (few + count) // 2
         few, count = (few, middle) if power(lost, gained, middle, limit) >= wanted else (middle, count)
-    digits = 10 ** (len(str(count)) - 2)
+    digits: int = 10 ** (len(str(count)) - 2)
     return -(-count // digits) * digits
 
 
