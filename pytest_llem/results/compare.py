@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.job.metric_names import ACCURACY, HEADLINE, known_metric
+from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT, known_metric
 from pytest_llem.results.axes import StudyAxes, written
 from pytest_llem.results.baselines import BaselineFile, with_repeatability
 from pytest_llem.results.comparability import differences, settings_differences
@@ -40,7 +40,7 @@ from pytest_llem.results.terminal import (
 from pytest_llem.results.verdict_text import change
 from pytest_llem.study.limits import Comparison, FailIf, Match
 
-HEADLINES = (HEADLINE, "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
+HEADLINES = (HEADLINE, JOULES_PER_CORRECT, ACCURACY, "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
 HEAD = ("experiment", "metric", "baseline", "now", "change", "90 % interval", "verdict")
 SIDES = ("lower", "higher")
 Verdict = Status | Direction | Literal["absent"]
