@@ -119,11 +119,14 @@ def plus_minus(value: float, uncertainty: float | None) -> str:
     return f"{value:.{decimals}f} {UNCERTAIN} {uncertainty:.{decimals}f}"
 
 
-def share(value: float, low: float | None, high: float | None) -> str:
-    """A share in percent with its interval, which is not even: `61.8 (57.4–66.1)`."""
+def with_ends(value: float, low: float | None, high: float | None, *, percent: bool = False) -> str:
+    """A figure with an interval that is not even: `23.1 (21.4–25.3)`; a share in percent, `61.8 (57.4–66.1)`."""
     if low is None or high is None:
-        return f"{100 * value:.1f} {UNCERTAIN}?"
-    return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+        return f"{f'{100 * value:.1f}' if percent else significant(value)} {UNCERTAIN}?"
+    if percent:
+        return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+    decimals = len(significant(value).partition(".")[2])
+    return f"{value:.{decimals}f} ({max(0.0, low):.{decimals}f}–{high:.{decimals}f})"
 
 
 def significant(value: float, digits: int = 3) -> str:

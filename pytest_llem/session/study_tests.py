@@ -187,7 +187,7 @@ def experiment_properties(figures: Mapping[str, MetricSummary], headline: str) -
             entries.append((f"llem_experiment_{name}", float(figure.value)))
             if figure.uncertainty is not None:
                 entries.append((f"llem_experiment_{name}_uncertainty", float(figure.uncertainty)))
-            if name == "accuracy" and figure.low is not None and figure.high is not None:
+            if name in OF_ANSWERS and figure.low is not None and figure.high is not None:
                 entries.append((f"llem_experiment_{name}_low", float(figure.low)))
                 entries.append((f"llem_experiment_{name}_high", float(figure.high)))
     return entries

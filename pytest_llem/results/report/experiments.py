@@ -12,13 +12,13 @@ from html import escape
 
 from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT
 from pytest_llem.results.axes import StudyAxes
-from pytest_llem.results.metrics import METRICS, SHIPPED
+from pytest_llem.results.metrics import METRICS, SHIPPED, Metric
 from pytest_llem.results.report.content import Content, ExperimentRow
 from pytest_llem.results.report.markup import NOT_KNOWN, count, said, scroll, text
 from pytest_llem.results.report.overview import LEVELS
 from pytest_llem.results.statistics import BETWEEN_RUNS
 from pytest_llem.results.summary import MetricSummary
-from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, common_exponent, plus_minus, share, significant
+from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, common_exponent, plus_minus, significant, with_ends
 from pytest_llem.study.model import SweptAxis
 
 HEADLINES = (HEADLINE, "joules_per_request", "output_tokens_per_s")
@@ -224,10 +224,9 @@ def _metric(name: str, rows: Sequence[ExperimentRow]) -> Column:
     unit = "" if metric.unit == "1" else f" ({prefix}{metric.unit})"
     head = prefix + UNITS[name] if name in UNITS else _short(name) + unit
     meaning = f"{metric.description} ({name})"
-    if name == ACCURACY:
-        meaning = f"{metric.description}, with their 95 % interval over questions ({name})"
-        return Column(head, meaning, lambda row: _share(row.metrics.get(name)), number=True)
-    return Column(head, meaning, lambda row: _stated(row.metrics.get(name), scale), number=True)
+    if metric.quality:
+        meaning = f"{metric.description}, with its 95 % interval ({name})"
+    return Column(head, meaning, lambda row: _stated(metric, row.metrics.get(name), scale), number=True)
 
 
 def _spread(name: str, rows: Sequence[ExperimentRow]) -> Column:
@@ -251,13 +250,12 @@ def _short(name: str) -> str:
     return name
 
 
-def _share(estimate: MetricSummary | None) -> str:
-    return NOT_KNOWN if estimate is None else share(estimate.value, estimate.low, estimate.high)
-
-
-def _stated(estimate: MetricSummary | None, scale: float) -> str:
+def _stated(metric: Metric, estimate: MetricSummary | None, scale: float) -> str:
     if estimate is None:
         return NOT_KNOWN
+    if metric.quality:
+        ends = (end and end / scale for end in (estimate.low, estimate.high))
+        return with_ends(estimate.value / scale, *ends, percent=metric.name == ACCURACY)
     if estimate.uncertainty:
         return plus_minus(estimate.value / scale, estimate.uncertainty / scale)
     return significant(estimate.value / scale) + (f" {UNCERTAIN}?" if estimate.uncertainty is None else "")

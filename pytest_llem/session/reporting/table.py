@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT, known_metric
 from pytest_llem.results.axes import written
-from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, middle_cut, plus_minus, share
+from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, middle_cut, plus_minus, with_ends
 
 if TYPE_CHECKING:
     from pytest_llem.results.manifest import StudyPlan
@@ -23,8 +23,8 @@ SEARCHED = "max_rate_under_slo"
 """Beside the headline of a study that searches it."""
 SERVED = ("joules_per_good_request", "goodput_requests_per_s")
 """The same where a study has an SLO."""
-SCORED = (JOULES_PER_CORRECT, ACCURACY, HEADLINE)
-"""The same where answers are scored."""
+QUALITY = (JOULES_PER_CORRECT, ACCURACY)
+"""The same where answers are scored, before energy per token; their intervals are not even."""
 INVERSE = {"good_requests_per_joule": "joules_per_good_request"}
 """What a headline makes needless."""
 WHERE_ROOM = ("avg_power_w", "energy_j")
@@ -153,7 +153,7 @@ def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
     shared, names = _names(rows, plan)
     with_slo = any(row.slo for row in rows)
     known = {name for row in rows for name in row.metrics}
-    scored = SCORED if any(ACCURACY in row.metrics for row in rows) else ()
+    scored = (*QUALITY, HEADLINE) if any(ACCURACY in row.metrics for row in rows) else ()
     wanted = dict.fromkeys((headline, SEARCHED, *scored, *(SERVED if with_slo else () if scored else ALWAYS)))
     measured = [name for name in wanted if name in known and name != INVERSE.get(headline)]
     further = [name for name in (*ALWAYS, *WHERE_ROOM) if name in known and name not in measured]
@@ -199,8 +199,9 @@ def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
 
 
 def _cell(name: str, of: MetricSummary, scale: float) -> str:
-    if name == ACCURACY:
-        return share(of.value, of.low, of.high)
+    if name in QUALITY:
+        ends = (end and end / scale for end in (of.low, of.high))
+        return with_ends(of.value / scale, *ends, percent=name == ACCURACY)
     return plus_minus(of.value / scale, of.uncertainty and of.uncertainty / scale)
 
 

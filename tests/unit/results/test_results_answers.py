@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from pytest_llem.cli import main
+from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.report.charts import charts, svg_of
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.page import write_report
+from pytest_llem.results.store import RunStore
+from pytest_llem.session.study_tests import experiment_properties, properties
 from tests.unit.results.scored_runs import SCORED, answered, scored_run
 
 RIGHT, WRONG = "Paris.", "<script>alert(1)</script> Lyon"
@@ -99,6 +102,20 @@ def test_a_table_and_telemetry_hold_accuracy_and_its_cost(run: Path, tmp_path: P
     gauges = {entry["name"]: entry for entry in line["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]}
     assert gauges["llem.accuracy"]["gauge"]["dataPoints"][0]["asDouble"] in (0.2, 0.9)
     assert gauges["llem.joules_per_correct_answer"]["unit"] == "J/{answer}"
+
+
+def test_junit_states_accuracy_with_its_interval_and_the_cost_of_a_correct_answer(run: Path) -> None:
+    outcome = RunStore.open(run).outcome(CycleKey("study", "fast", f"{1:08x}", 1))
+    assert outcome is not None
+    of_cycle: dict[str, Any] = dict(properties(outcome, run))
+    low, high = of_cycle["llem_accuracy_low"], of_cycle["llem_accuracy_high"]
+    assert low < of_cycle["llem_accuracy"] < high
+    assert of_cycle["llem_joules_per_correct_answer"] == pytest.approx(20 * 1.001 / 180)
+    (row,) = (row for row in gather_content([run]).experiments if row.experiment == "fast")
+    stated: dict[str, Any] = dict(experiment_properties(row.metrics, "joules_per_output_token"))
+    assert stated["llem_experiment_joules_per_correct_answer_low"] < of_cycle["llem_joules_per_correct_answer"]
+    assert stated["llem_experiment_accuracy_high"] == pytest.approx(high)
+    assert {type(value) for value in (*of_cycle.values(), *stated.values())} <= {str, float, bool, int}
 
 
 def test_the_documented_example_finds_wrong_answers(

@@ -130,15 +130,16 @@ def test_eighty_columns_hold_axes_energy_and_throughput_with_their_uncertainty()
 
 def test_a_scored_study_shows_what_a_correct_answer_cost_and_how_many_there_were() -> None:
     """Joules per token alone are lowest for answers that are wrong."""
+    cost = replace(known(0.234, 0.021, 0.01), low=0.218, high=0.255)
     share = replace(known(0.62, 0.07, 0.0), low=0.55, high=0.685)
-    right = {"joules_per_correct_answer": known(0.234, 0.021, 0.01), "accuracy": share}
+    right = {"joules_per_correct_answer": cost, "accuracy": share}
     names = ("e0", "e1")
     scored = [row(name, metrics={**METRICS, **right}, warnings=("answers_cut",)) for name in names]
     of = replace(BATCHES, headline="joules_per_correct_answer")
     shown = lines(of, rows=scored)
     assert shown[1].split()[:7] == ["batch_size", "dtype", "mJ/correct*", "accuracy", "(%)", "mJ/token*", "valid"]
     assert all(len(line) <= 80 for line in shown[1:4])
-    assert "62.0 (55.0–68.5)" in shown[2]
+    assert "234 (218–255)  62.0 (55.0–68.5)" in shown[2]
     assert "accuracy is a lower bound in 2 experiments: output_tokens ended wrong answers" in shown
     assert not [line for line in lines(BATCHES) if "accuracy" in line or "/correct" in line]
 
