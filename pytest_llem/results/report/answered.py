@@ -20,6 +20,8 @@ from pytest_llem.results.schema import Result
 
 MOST = 10
 """Wrong answers that are shown of an experiment. Chosen: enough to see why they are; the file has all."""
+VERSION = 12
+"""Characters of a version, which may be a file's hash. Chosen: as of a commit."""
 ENDS = 160
 """Characters of each end of a long answer: how it begins, and what it comes to."""
 
@@ -66,7 +68,7 @@ def answers_of(valid: Sequence[tuple[Result, Path | None]]) -> AnswersOf | None:
     answers = sum(of.answers for of in sections) or 1
     per_repeat = first.questions / answers
     return AnswersOf(
-        scorer=f"{first.scorer} (version {first.scorer_version})",
+        scorer=f"{first.scorer} (version {first.scorer_version[:VERSION]})",
         task=first.task,
         questions=first.questions,
         right=fmean(accuracies) * first.questions if accuracies else None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
+from pytest_llem.errors import visible
 from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT
 from pytest_llem.results.front import STANDINGS, Standing
 from pytest_llem.results.report.answered import AnswersOf, WrongAnswer
@@ -56,7 +57,7 @@ def _number(value: float) -> str:
 
 def _wrong(name: str, shown: tuple[WrongAnswer, ...]) -> str:
     rows = [
-        (text(each.question), _answer(each), f"<code>{escape(each.key)}</code>", significant(each.score))
+        (text(each.question), _answer(each), f"<code>{escape(visible(each.key))}</code>", significant(each.score))
         for each in shown
     ]
     title = f"Wrong answers of {name}"
@@ -65,4 +66,4 @@ def _wrong(name: str, shown: tuple[WrongAnswer, ...]) -> str:
 
 def _answer(wrong: WrongAnswer) -> str:
     why = f' <span class="open">{text(wrong.why)}</span>' if wrong.why else ""
-    return (NOT_KNOWN if wrong.text is None else f'<q class="answer">{escape(wrong.text)}</q>') + why
+    return (NOT_KNOWN if wrong.text is None else f"<q>{escape(visible(wrong.text))}</q>") + why

@@ -68,13 +68,14 @@ class Scale:
 
     @classmethod
     def over(cls, values: Sequence[float], bars: Sequence[float], pixels: float, *, share: bool = False) -> Scale:
-        """Over these values and, as far as `REACH` allows, the ends of their bars; that of a share is linear."""
+        """Over these values and, as far as `REACH` allows, the ends of their bars; of a share all of them, linear."""
         log = is_log(values) and not share
+        farthest = math.inf if share else REACH
         ends = [math.log(value) if log else value for value in (min(values), max(values))]
         span = max(ends[1] - ends[0], LEAST_SPAN * (1 if log else abs(ends[1]))) or 1.0
         reach = [math.log(bar) if log else bar for bar in bars if bar > 0 or not log]
-        low = max(min([*reach, ends[0]]), ends[0] - REACH * span) - MARGIN * span
-        high = min(max([*reach, ends[1]]), ends[1] + REACH * span) + MARGIN * span
+        low = max(min([*reach, ends[0]]), ends[0] - farthest * span) - MARGIN * span
+        high = min(max([*reach, ends[1]]), ends[1] + farthest * span) + MARGIN * span
         return cls(low if log or min(values) < 0 else max(0.0, low), high, log, pixels)
 
     def to_pixel(self, value: float) -> float:
@@ -237,7 +238,7 @@ def _layers(
 def _filled(marks: Spec) -> Spec:
     """How a point stands, as its filling in the colour of its line; the caption says what that means."""
     colour = marks.get("color")
-    fill: Spec = {**colour, "legend": None} if isinstance(colour, dict) else {"value": PALETTE[0]}
+    fill: Spec = colour if isinstance(colour, dict) else {"value": PALETTE[0]}
     return {"fill": fill, "fillOpacity": {"field": "filled", "type": "quantitative", "scale": None, "legend": None}}
 
 
