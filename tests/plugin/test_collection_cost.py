@@ -26,7 +26,8 @@ ONLY_FOR_MEASURING = {
     "pytest_llem.session.measuring",
     "pytest_llem.results.store",
 }
-ONLY_FOR_DATA = {f"pytest_llem.workload.{name}" for name in ("arrivals", "rows", "texts", "traffic", "traces")}
+DATA = ("arrivals", "harness", "rows", "tasks", "texts", "traffic", "traces")
+ONLY_FOR_DATA = {"lm_eval", *(f"pytest_llem.workload.{name}" for name in DATA)}
 
 
 def test_collection_imports_nothing_that_only_measuring_needs_and_workers_load_nothing(

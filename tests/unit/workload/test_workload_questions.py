@@ -341,3 +341,37 @@ def test_results_are_measured_again_where_the_key_or_the_scorer_has_changed(tmp_
 
     assert len({fact["score_file"] for fact in facts}) == 2
     assert len({json.dumps(fact) for fact in facts}) == 3
+
+
+@pytest.mark.parametrize("as_messages", [False, True])
+def test_a_tasks_messages_go_as_they_are_and_get_the_template_once(as_messages: bool) -> None:
+    """The system's prompt is among them, and was put in front of them again."""
+    chat = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "one plus one is"})
+    texts = Texts((), 0, stop=("\n",), output_tokens=7, chats=(chat,))
+    asked = WorkloadSettings(
+        task="lm_eval:sums",
+        prompts=1,
+        input_tokens=None,
+        output_tokens=None,
+        ignore_eos=False,
+        chat_template=True,
+        system_prompt="Be brief.",
+        stop=("#",),
+    )
+
+    tokenizer = ChatWords()
+
+    (request,) = build_workload(asked, tokenizer, texts, as_messages=as_messages).requests
+
+    assert request.token_ids == tuple(tokenizer.render(chat, None))
+    assert request.messages == (chat if as_messages else None)
+    assert (request.stop, request.max_new_tokens) == (("\n", "#"), 7)
+
+
+def test_a_tasks_text_begins_with_the_systems_prompt_once() -> None:
+    texts = Texts(("Be brief.\n\none plus one is",), 0, output_tokens=7)
+    asked = WorkloadSettings(task="lm_eval:sums", prompts=1, input_tokens=None, system_prompt="Be brief.")
+
+    (request,) = build_workload(asked, WordTokenizer(), texts).requests
+
+    assert request.text == texts.texts[0]
