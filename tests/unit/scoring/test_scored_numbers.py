@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import decimals
 
 from pytest_llem.errors import JsonValue, WorkloadError
 from pytest_llem.job.request import Question
@@ -73,6 +76,18 @@ def test_the_number_that_an_answer_gives(answer: str, number: str) -> None:
 def test_a_part_of_a_number_is_none(answer: str) -> None:
     """A rule that takes the last digits gives 23 for 1,23, 30 for 12:30, 6 for 10^6 and 5 for 3-5."""
     assert number_of(answer) is None
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(decimals(places=3, min_value=-(10**9), max_value=10**9))
+def test_a_number_is_read_however_it_is_written(number: Decimal) -> None:
+    plain, grouped = f"{number:f}", f"{number:,f}"
+    money = f"${grouped}".replace("$-", "-$")
+    for written in (plain, grouped, plain.replace("-", "\u2212"), money, f"{grouped}%", f"{plain} apples"):
+        for answer in ("{}", "The answer is {}.", "2 + 2 = 4, so {}", "Answer: **{}**, of 9", "\\boxed{{{}}} 7 times"):
+            assert number_of(answer.format(written)) == Fraction(number), answer.format(written)
+    for key in (plain, grouped, money, f"{plain}%", float(number)):
+        assert Numeric().score(plain, Question("1", key)) == 1.0, key
 
 
 @pytest.mark.parametrize(

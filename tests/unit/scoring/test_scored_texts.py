@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import text
 
 from pytest_llem.errors import JsonValue, WorkloadError
 from pytest_llem.job.request import Question
@@ -94,6 +96,17 @@ def test_contains_finds_whole_words(answer: str, key: JsonValue) -> None:
 def test_contains_finds_no_parts_of_words_or_numbers(answer: str, key: JsonValue) -> None:
     """`art` in `party`, and 5 in 15: a substring is found by chance in any longer answer."""
     assert not right("contains", answer, key)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(text(min_size=1, max_size=40).filter(str.strip))
+def test_any_text_is_right_for_itself_and_nothing_for_none(key: str) -> None:
+    """A rule that drops a sign of the key would drop it from the answer too, and then all of some keys."""
+    for scorer in ("exact", "contains"):
+        assert right(scorer, key, key)
+        assert right(scorer, key.upper(), key.upper())
+        assert not right(scorer, "", key)
+    assert right("contains", f"It is {key}, he said", key)
 
 
 @pytest.mark.parametrize(
