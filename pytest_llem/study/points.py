@@ -132,8 +132,11 @@ def _with_dependent(
 
 def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[frozenset[str]]:
     """Sets of settings that must be looked at together."""
-    yield from (_with_defaults(rule.fields + rule.controls) for rule in INACTIVITY_RULES)
-    yield from (_with_defaults((path,)) for path in DECIDED_BY)
+    written = shared.keys() | frozenset().union(*paths)
+    # What nobody sets decides on nothing, and links no axes whose combinations would then be looked at one by one.
+    decided = [{path, *deciders} for path, all_of in DECIDED_BY.items() if (deciders := written & {*all_of})]
+    yield from (_joined(rule.fields + rule.controls, decided) for rule in INACTIVITY_RULES)
+    yield from (_joined(one, decided) for one in decided)
     if "decoding.preset" in shared or any("decoding.preset" in own for own in paths):
         yield frozenset(path for path in defaults() if path.startswith("decoding."))
     if any(SEARCH in own for own in paths):
@@ -143,14 +146,12 @@ def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[f
         yield frozenset({"dtype", *of_engines})
 
 
-def _with_defaults(paths: Iterable[str]) -> frozenset[str]:
+def _joined(paths: Iterable[str], decided: Sequence[set[str]]) -> frozenset[str]:
     """Settings with all whose defaults they decide on, and all that decide on theirs."""
     linked, before = set(paths), 0
     while len(linked) != before:
         before = len(linked)
-        for path, deciders in DECIDED_BY.items():
-            if linked & {path, *deciders}:
-                linked |= {path, *deciders}
+        linked = linked.union(*(one for one in decided if linked & one))
     return frozenset(linked)
 
 
