@@ -395,6 +395,10 @@ RULES: tuple[Rule, ...] = (
     Rule(_GIVEN, _known_placeholders, "openai"),
     Rule((*_GIVEN, "dtype", "revision", "weights", "openai.tensor_parallel_size"), _reaches_server, "openai"),
     Rule(("openai.concurrency", "workload.arrival"), _concurrency, "openai"),
+    *(
+        _never("openai.extra.stop", _is_set, path, bool, "name every stop string in workload.stop")
+        for path in ("workload.stop", "workload.task")
+    ),
     Rule(("openai.base_url",), _address, "openai"),
     *(_observed(limit, "openai.stream", _is(False), "leave openai.stream on") for limit in _TOKEN_TIMES),
     *(_observed(limit, f"{_T}.num_beams", _above_one, "use num_beams 1") for limit in _TOKEN_TIMES),

@@ -254,6 +254,11 @@ def test_transformers_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sta
         assert ids(generate(engine, requests_of(12, 20, output=6))) == ids(done)
         longer = start_at(server.url, extra={"generation_config": '{"min_new_tokens": 48, "do_sample": false}'})
         assert [c.generated for c in generate(longer, requests_of(*range(4, 10), output=48))] == [48] * 6
+        word = (done[0].text or "").split()[1]
+        (stopped,) = generate(engine, [replace(requests_of(12, output=6)[0], stop=(word,))])
+        # It leaves the string in, which is cut off where answers are kept.
+        assert (stopped.text or "").endswith(word)
+        assert (stopped.finish_reason, stopped.generated < 6) == ("stop", True)
         chat = start_at(server.url, api="chat", stream=False)
         assert [c.generated for c in generate(chat, requests_of(9, output=5))] == [5]
 

@@ -276,14 +276,14 @@ class VLLMEngine(HubEngine):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        # Only in texts vLLM finds strings, and those that name a special token only where texts have these.
+        found = {"detokenize": True, "skip_special_tokens": False}
+        ends = {"stop": list(request.stop), **found} if request.stop else {"detokenize": False}
         return SamplingParams(
             max_tokens=request.max_new_tokens,
             ignore_eos=request.ignore_eos,
-            # Only in texts vLLM finds strings, which may name special tokens.
-            detokenize=bool(request.stop),
-            skip_special_tokens=False,
-            stop=list(request.stop) or None,
             output_kind=RequestOutputKind.DELTA,
+            **ends,
             **self._arguments.sampling,
         )
 

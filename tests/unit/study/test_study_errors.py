@@ -206,6 +206,12 @@ WRONG = {
         "workload.cache warm cannot be combined with measurement.warmup.max_repeats 0",
         "leave max_repeats out",
     ),
+    "strings in two places": (
+        "model: m\nengine: openai\nopenai: {base_url: 'http://h/v1', extra: {stop: [a]}}\nworkload: {stop: [Q]}\n",
+        "3:49",
+        "openai.extra.stop ['a'] cannot be combined with workload.stop ['Q']",
+        "name every stop string in workload.stop",
+    ),
     "strings that continuous batching passes over": (
         "model: m\ntransformers: {continuous_batching: true}\nworkload: {ignore_eos: false, stop: [Q]}\n",
         "2:37",
