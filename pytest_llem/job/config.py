@@ -178,12 +178,6 @@ class WorkloadSettings:
         """The file of arrival times, if there is one."""
         return None if self.arrival is None else self.arrival.file
 
-    @property
-    def score_file(self) -> str | None:
-        """The file of the function that scores, if there is one."""
-        function = self.score.python if isinstance(self.score, ScoreBy) else None
-        return None if function is None else function.rpartition(":")[0]
-
 
 @dataclass(frozen=True)
 class Decoding:

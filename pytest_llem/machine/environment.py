@@ -234,8 +234,8 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
     """A fact per input: `model_files`, `lora_files`, `dataset_files` for what lies here, a digest over names and
     content; `model_commit` and so on for the hub's, the commit that the local cache has under the revision asked for;
     `dataset_texts` of another package's data set or of a task, a digest over the texts that are used, with the answers
-    of questions; `arrival_file`, `score_file` and `task_files`, digests over the file of arrival times, that of the
-    study's own scorer, and its own task files.
+    of questions; `arrival_file` and `task_files`, digests over the file of arrival times and own task files.
+    Not what scores answers: stored ones can be scored again (`results.rescored`).
 
     `lora_fingerprint` is the adapter's `model_files.fingerprint`. Nothing for built-in models, synthetic prompts and
     served models, and for what the cache does not hold.
@@ -253,7 +253,6 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
     workload = config.workload
     own = {
         "arrival_file": workload.times_file,
-        "score_file": workload.score_file,
         "task_files": workload.include_path,
     }
     for fact, named in own.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.errors import StudyError
+from pytest_llem.job.config import ScoreBy
 from pytest_llem.study import Study, load_study
 
 Load = Callable[..., Study]
@@ -152,7 +153,7 @@ def test_own_files_are_found_from_the_study(tmp_path: Path) -> None:
 
     scored, task = (load_study(tmp_path / name, env={}).experiments[0].config.workload for name in ("s.yaml", "t.yaml"))
 
-    assert scored.score_file == str(tmp_path / "grading.py")
+    assert scored.score == ScoreBy(python=f"{tmp_path / 'grading.py'}:grade")
     assert task.include_path == str(tmp_path / "tasks")
 
 
