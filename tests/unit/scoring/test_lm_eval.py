@@ -20,7 +20,7 @@ from tests.harness_tasks import harness_result, require_harness, write_task
 # Right; right with a separator and a unit; right, and no marker; another number behind the marker; nothing; a marker
 # without a number; right in other words first; two markers, of which the first counts; digits of another script.
 ANSWERS = (
-    *("#### 3", " so\n#### $6,.0", "It is 9.", "#### 13", "", "####"),
+    *("#### 3", " so\n#### $6,.0", "It is 9", "#### 13", "", "####"),
     *("12 + 13\n#### 18 ", "#### 2\n#### 4", "#### ٣"),
 )
 
