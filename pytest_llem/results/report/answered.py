@@ -46,7 +46,6 @@ class AnswersOf:
     """
 
     scorer: str
-    task: str | None
     questions: int
     right: float | None
     cut: float
@@ -64,12 +63,12 @@ def answers_of(valid: Sequence[tuple[Result, Path | None]]) -> AnswersOf | None:
         return None
     sections = [of for of, _, _ in scored]
     first = sections[0]
+    version = first.scorer_version
     accuracies = [of.accuracy for of in sections if of.accuracy is not None]
     answers = sum(of.answers for of in sections) or 1
     per_repeat = first.questions / answers
     return AnswersOf(
-        scorer=f"{first.scorer} (version {first.scorer_version[:VERSION]})",
-        task=first.task,
+        scorer=f"{first.scorer} (version {version if ' ' in version else version[:VERSION]})",
         questions=first.questions,
         right=fmean(accuracies) * first.questions if accuracies else None,
         cut=sum(of.cut for of in sections) * per_repeat,
