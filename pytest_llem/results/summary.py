@@ -27,7 +27,7 @@ from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.run_verdict import RunFinding
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.performance import percentile
-from pytest_llem.results.sections.quality import Scores, scores_of
+from pytest_llem.results.sections.quality import Scores, summarised_scores
 from pytest_llem.results.served import Served, served
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.terminal import spreadsheet
@@ -191,7 +191,7 @@ def _summary(
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel if first else None,
         cycles_reused=sum(outcome.source_run is not None for outcome in outcomes),
         slo=served(seen),
-        scores=scores_of(valid),
+        scores=summarised_scores(valid),
     )
 
 

@@ -68,7 +68,7 @@ class World:
         """As cells of the table."""
         longer = "longer" if self.linked > 0 else "shorter"
         parts = zip(self.shares, ("answer", "prompt", "question"), strict=True)
-        by = ", ".join(f"{share:.0%} {what}" for share, what in parts if share)
+        by = ", ".join(f"{share:.0%} {what}" if share < 1 else what for share, what in parts if share)
         beside = ", sampled" if self.unsure else ", long tail" if self.most > MOST_TOKENS else ""
         return f"{self.accuracy:.0%}{beside} | {longer} | {by}"
 

@@ -96,7 +96,7 @@ def derive_quality(
     )
 
 
-def scores_of(results: Sequence[Result]) -> Scores | None:
+def summarised_scores(results: Sequence[Result]) -> Scores | None:
     """What the valid cycles of an experiment say; `None` where its answers are not scored."""
     sections = [result.quality for result in results if result.quality is not None]
     if not sections:
