@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llem.errors import StudyError
-from pytest_llem.job.config import ScoreBy
+from pytest_llem.job.config import ExperimentConfig, ScoreBy
 from pytest_llem.study import Study, load_study
 
 Load = Callable[..., Study]
+SCHEDULE = {"process": "schedule"}
 ASKED = "model: m\nworkload: {dataset: q.jsonl, answer_column: answer, score: exact"
 TASK = "model: m\nworkload: {task: 'lm_eval:gsm8k'"
 
@@ -143,7 +147,13 @@ def test_a_written_length_stands_whatever_else_is_swept(load: Load) -> None:
         "model: m\nworkload: {dataset: p.txt, input_tokens: 5}\nsweep: {workload.order: [interleaved, grouped]}\n"
     )
 
+    both = load(
+        "model: m\nworkload: {dataset: p.txt, column: c}\non_invalid: skip\n"
+        "sweep: {workload.input_tokens: [5, null], workload.system_prompt: [null, x]}\n"
+    )
+
     assert [experiment.config.workload.input_tokens for experiment in study.experiments] == [5, 5]
+    assert [experiment.config.workload.input_tokens for experiment in both.experiments] == [5, None, None]
 
 
 def test_own_files_are_found_from_the_study(tmp_path: Path) -> None:
@@ -164,3 +174,51 @@ def test_a_sweep_of_one_setting_of_a_task_keeps_the_others(load: Load) -> None:
     found = [Path(str(experiment.config.workload.include_path)).name for experiment in study.experiments]
 
     assert found == ["tasks", "tasks"]
+
+
+BASES: dict[str, dict[str, Any]] = {
+    "texts": {"dataset": "q.jsonl", "column": "c", "input_tokens": 5, "order": "grouped", "arrival": SCHEDULE},
+    "questions": {
+        "dataset": "q.jsonl",
+        "column": "c",
+        "answer_column": "a",
+        "score": "exact",
+        "few_shot": 2,
+        "stop": ["z"],
+    },
+    "a task": {"task": "lm_eval:x", "include_path": "t", "chat_template": True, "output_tokens": 9, "few_shot": 2},
+}
+AXES: dict[str, list[Any]] = {
+    "dataset": ["synthetic", "q.jsonl"],
+    "task": [None, "lm_eval:x"],
+    "score": [None, "exact"],
+    "few_shot": [0, 3],
+    "stop": [[], ["y"]],
+    "ignore_eos": [True, False],
+    "input_tokens": [7, 8],
+    "output_tokens": [7, 8],
+    "order": ["grouped", "interleaved"],
+    "chat_template": [True, False],
+    "system_prompt": [None, "x"],
+    "keep_answers": [True, False],
+    "speed": [1.0, 2.0],
+    "arrival": [None, SCHEDULE],
+}
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("base", BASES)
+def test_a_point_of_a_sweep_is_what_its_settings_are_alone(load: Load, base: str, axis: str) -> None:
+    """A default that others decide on, or whether a setting does anything, was found without these by some axes."""
+    shared = {name: value for name, value in BASES[base].items() if name != axis}
+
+    def points(workload: Mapping[str, Any], **more: Any) -> list[ExperimentConfig]:
+        study = {"model": "m", "engine": "vllm", "on_invalid": "skip", "workload": workload, **more}
+        with suppress(StudyError):  # none of them can run
+            return [experiment.config for experiment in load(json.dumps(study)).experiments]
+        return []
+
+    alone = [config for value in AXES[axis] for config in points({**shared, axis: value})]
+    swept = points(shared, sweep={f"workload.{axis}": AXES[axis]})
+
+    assert swept == [config for place, config in enumerate(alone) if config not in alone[:place]]
