@@ -46,7 +46,7 @@ def _name(row: ExperimentRow, content: Content) -> str:
 def _row(name: str, stand: Standing | None, of: AnswersOf) -> tuple[str, ...]:
     right = NOT_KNOWN if of.right is None else _number(of.right)
     wrong = NOT_KNOWN if of.right is None else _number(of.questions - of.right)
-    reason = f' <span class="bad">{text(of.reason)}</span>' if of.reason else ""
+    reason = f'<div><span class="bad">{text(of.reason)}</span></div>' if of.reason else ""
     counts = (f"{of.questions:,}", right, wrong, _number(of.cut), _number(of.failed), f"{of.unstable:,}")
     return (text(name), STANDINGS[stand] if stand else NOT_KNOWN, *counts, text(of.scorer) + reason)
 

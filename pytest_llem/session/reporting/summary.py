@@ -149,9 +149,10 @@ def _of_answers(rows: Sequence[ExperimentSummary]) -> Iterator[Line]:
     """What must be known of accuracy, or why there is none."""
     count = Counter(code for row in rows for code in row.warnings)
     if unscored := count["answers_not_scored"]:
-        yield Line(
-            f"answers NOT scored in {unscored} experiment{'s' * (unscored != 1)}: result.json says why", "yellow"
-        )
+        where = f"{unscored} experiment{'s' * (unscored != 1)}"
+        why = next((row.scores.reason for row in rows if row.scores and row.scores.reason), None)
+        yield Line(f"answers NOT scored in {where}: {why or 'result.json says why'}", "yellow")
+        yield Line("once that is corrected, `llem score RUN --write` scores them: nothing is measured again")
     if cut := count["answers_cut"]:
         where = f"{cut} experiment{'s' * (cut != 1)}"
         yield Line(f"accuracy is a lower bound in {where}: output_tokens ended wrong answers", "yellow")

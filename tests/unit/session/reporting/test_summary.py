@@ -11,6 +11,7 @@ import pytest
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.manifest import StudyPlan
+from pytest_llem.results.sections.quality import Scores
 from pytest_llem.results.served import Served
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 from pytest_llem.results.terminal import plus_minus, quantity, significant
@@ -142,6 +143,15 @@ def test_a_scored_study_shows_what_a_correct_answer_cost_and_how_many_there_were
     assert "234 (218–255)  62.0 (55.0–68.5)" in shown[2]
     assert "accuracy is a lower bound in 2 experiments: output_tokens ended wrong answers" in shown
     assert not [line for line in lines(BATCHES) if "accuracy" in line or "/correct" in line]
+
+
+def test_answers_without_scores_say_why_and_what_to_do() -> None:
+    """The columns of accuracy were just not there."""
+    why = "scorer python: grade.py:grade, question 'japan': grade.py:3: ValueError: what?"
+    scores = Scores("python: grade.py:grade", "1", None, 20, 60, None, 0, why)
+    shown = lines(rows=[row("e0", warnings=("answers_not_scored",), scores=scores)])
+    assert f"answers NOT scored in 1 experiment: {why}" in shown
+    assert [line for line in shown if "llem score RUN --write" in line]
 
 
 def test_what_all_experiments_share_stands_once_above() -> None:
