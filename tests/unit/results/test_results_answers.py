@@ -13,6 +13,7 @@ import pytest
 
 from pytest_llem.cli import main
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.report.charts import charts, svg_of
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.page import write_report
@@ -146,6 +147,28 @@ def test_answers_that_were_not_kept_are_counted_and_not_shown(tmp_path: Path) ->
     assert row.answers is not None
     assert (row.answers.right, row.answers.failed) == (98, 1)
     assert [(each.text, each.why) for each in row.answers.wrong] == [(None, "the server went away")]
+
+
+def test_a_long_answer_keeps_how_it_begins_and_what_it_comes_to(tmp_path: Path) -> None:
+    """A page of 14,000 answers of pages must still open, and reasoning ends with what was answered."""
+    long = f"Let me think. {'Well. ' * 5000} So it is Lyon."
+    run = scored_run(tmp_path, {"a": (4.0, answered([RIGHT, long]))}, cycles=1)
+    (row,) = gather_content([run]).experiments
+    assert row.answers is not None
+    ((text, why),) = ((each.text or "", each.why) for each in row.answers.wrong)
+    assert (text.startswith("Let me think."), text.endswith("So it is Lyon."), why) == (True, True, "")
+    assert len(text) < 400
+
+
+def test_colour_and_filling_of_a_point_share_a_legend(content: Content) -> None:
+    """Vega-Lite warned of a legend that was both shown and not shown."""
+    plan = StudyPlan("study", None)
+    (name,) = content.manifests
+    listed = replace(content, manifests={name: replace(content.manifests[name], studies=(plan,))})
+    made: Any = {chart.id: chart for chart in charts(listed)}["quality"].spec
+    (encoding,) = (layer["encoding"] for layer in made["layer"] if "fill" in layer["encoding"])
+    assert encoding["fill"] == encoding["color"]
+    assert encoding["fill"]["legend"] is not None
 
 
 def test_a_study_without_scores_has_no_section_of_answers(tmp_path: Path, run: Path) -> None:
