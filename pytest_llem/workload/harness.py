@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import inspect
 import io
 import json
@@ -83,14 +84,10 @@ def load_task(task: str, include_path: str | None) -> HarnessTask:
     kind, _, name = task.partition(":")
     if kind != HARNESS or not name:
         raise WorkloadError(f"workload.task {task!r} is no task", fix=f"write {HARNESS}:NAME, e.g. {HARNESS}:gsm8k")
-    if find_spec(HARNESS) is None:
-        raise EngineNotInstalledError(
-            f"workload.task {task!r} needs lm-evaluation-harness, which is not installed",
-            fix="pip install 'pytest-llem[quality]'",
-        )
     switch_off_when_absent()
     if hub_obstacle() is not None:
         os.environ["HF_EVALUATE_OFFLINE"] = "1"  # metrics lie on the hub too, and their library has a switch of its own
+    _require_harness(task)
     with alone():
         index = index_of(directory_of(name, include_path))
         written = index.task_index[name].cfg or {}
@@ -100,6 +97,7 @@ def load_task(task: str, include_path: str | None) -> HarnessTask:
             try:
                 own = index.load(name)["tasks"][name]
                 docs, left = own.eval_docs, _states()
+                docs = docs if hasattr(docs, "__getitem__") else list(docs)
             except Exception as problem:  # a data set that is not there, or whatever the task's own code raises
                 where = str(index.task_index[name].yaml_path)
                 raise _unloadable(task, where, written.get("dataset_path"), problem) from problem
@@ -107,6 +105,24 @@ def load_task(task: str, include_path: str | None) -> HarnessTask:
         metric = _require_mean(name, own)
         stated = f"{HARNESS} {version(HARNESS)}, task {own.VERSION}, {_digest(own)}"
     return HarnessTask(name, own, docs, metric, own._filters[0].name, stated, own.config.num_fewshot, left)
+
+
+def _require_harness(task: str) -> None:
+    """Raise `EngineNotInstalledError` where the harness is not there, or not as it is asked here."""
+    problem = "is not installed" if find_spec(HARNESS) is None else None
+    if problem is None:
+        with alone():
+            try:
+                tasks = importlib.import_module(f"{HARNESS}.tasks")
+            except ImportError as caught:
+                problem = f"cannot be imported: {words(caught)}"
+            else:
+                problem = None if hasattr(tasks.TaskManager, "load") else f"is too old: {version(HARNESS)}"
+    if problem is not None:
+        raise EngineNotInstalledError(
+            f"workload.task {task!r} needs lm-evaluation-harness, which {problem}",
+            fix="pip install 'pytest-llem[quality]'",
+        )
 
 
 @contextlib.contextmanager

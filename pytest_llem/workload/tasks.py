@@ -116,6 +116,8 @@ def _asked(task: HarnessTask, settings: WorkloadSettings) -> list[Any]:
         asked = list(task.own.instances)
     if len({one.doc_id for one in asked}) < len(asked) or any(one.request_type != GENERATIVE for one in asked):
         raise cannot_score(task.name, "makes several requests of a question")
+    if any(one.args[1] != task.generation for one in asked):
+        raise cannot_score(task.name, "generates otherwise than its generation_kwargs say, or each answer otherwise")
     return asked
 
 

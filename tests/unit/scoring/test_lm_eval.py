@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -43,7 +46,6 @@ def test_prompts_and_scores_are_those_of_the_harness(
     """A score that cannot be compared with a published one would look like one that can."""
     tasks = write_task(tmp_path)
     texts = texts_of_task(settings(tasks, few_shot=few_shot, chat_template=chat, system_prompt=system))
-    assert texts is not None
     theirs = harness_result(tasks, ANSWERS, few_shot=few_shot, chat=chat, system=system)
     samples = [one for one in theirs["samples"]["sums"] if one["filter"] == "strict-match"]
     asked = [json.dumps(messages) for messages in texts.chats] if chat else list(texts.texts)
@@ -116,11 +118,9 @@ def test_settings_that_a_task_cannot_meet_are_named_with_what_to_write(
 def test_a_task_says_how_many_examples_and_tokens_unless_the_study_does(tmp_path: Path) -> None:
     tasks = write_task(tmp_path, num_fewshot="2", generation_kwargs="{until: '###'}")
     texts = texts_of_task(settings(tasks))
-    assert texts is not None
     assert texts.texts[0].count("Question:") == 3
     assert (texts.stop, texts.output_tokens) == (("###",), 256)
     none = texts_of_task(settings(tasks, few_shot=0))
-    assert none is not None
     assert none.texts[0].count("Question:") == 1
 
 
@@ -136,7 +136,6 @@ def test_a_chat_does_not_begin_the_answer(tmp_path: Path) -> None:
     tasks = write_task(tmp_path, gen_prefix="So")
     assert refused(tasks, chat_template=True).details["setting"] == "workload.chat_template"
     texts = texts_of_task(settings(tasks))
-    assert texts is not None
     assert texts.texts[0].endswith("Answer: So")
 
 
@@ -194,7 +193,6 @@ def test_what_is_no_score_is_an_error(tmp_path: Path) -> None:
     (tasks / "marks.py").write_text("def percent(doc, results):\n    return {'exact_match': 100.0 * len(results)}\n")
     scorer = TaskScorer("lm_eval:sums", str(tasks))
     texts = texts_of_task(settings(tasks))
-    assert texts is not None
     with pytest.raises(ScoringError, match=r"sums\[0\]: exact_match is 100.0, and no score"):
         scorer.score("#### 3", texts.questions[0])
 
@@ -207,3 +205,65 @@ def test_a_version_is_that_of_what_the_task_says_wherever_it_lies(tmp_path: Path
     assert versions[0] == versions[1] != versions[2]
     assert versions[0].startswith("lm_eval 0.")
     assert ", task 3.0, " in versions[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("class TaskManager: pass", "is too old: 0.4.9"),
+        ("import nonesuch", "cannot be imported: ModuleNotFoundError: "),
+    ],
+)
+def test_a_harness_that_cannot_be_used_is_named(tmp_path: Path, source: str, said: str) -> None:
+    (tmp_path / "lm_eval" / "tasks").mkdir(parents=True)
+    (tmp_path / "lm_eval" / "tasks" / "__init__.py").write_text(source)
+    (tmp_path / "lm_eval" / "__init__.py").touch()
+    (tmp_path / "lm_eval-0.4.9.dist-info").mkdir()
+    (tmp_path / "lm_eval-0.4.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: lm_eval\nVersion: 0.4.9"
+    )
+    ask = "from pytest_llem.workload.harness import load_task; load_task('lm_eval:gsm8k', None)"
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert f"needs lm-evaluation-harness, which {said}" in done.stderr
+
+
+CLASS = """
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import Task
+
+class Echo(Task):
+    VERSION, OUTPUT_TYPE = 7, "generate_until"
+    has_test_docs = lambda self: True
+    has_training_docs = has_validation_docs = lambda self: False
+    download = lambda self, *given: None
+    test_docs = lambda self: ({"word": word} for word in "abc")
+    doc_to_text = lambda self, doc: "Say " + doc["word"]
+    doc_to_target = lambda self, doc: doc["word"]
+    fewshot_context = lambda self, doc, **given: self.doc_to_text(doc)
+    process_results = lambda self, doc, results: {"said": results[0] == doc["word"]}
+    aggregation = lambda self: {"said": mean}
+    higher_is_better = lambda self: {"said": True}
+
+    def construct_requests(self, doc, ctx, metadata, **given):
+        asked = (ctx, {**self.config.generation_kwargs, "until": UNTIL})
+        return [Instance("generate_until", doc, asked, 0, metadata=metadata)]
+"""
+
+
+def test_a_task_that_is_a_class_is_asked_as_its_configuration_says_or_not_at_all(tmp_path: Path) -> None:
+    """Its requests may end elsewhere than its configuration says, and the answers would be others."""
+    (tmp_path / "echo.yaml").write_text("task: echo\nclass: !function echoes.Echo\n")
+    (tmp_path / "echoes.py").write_text(CLASS.replace("UNTIL", r"['\n\n']"))
+    texts = texts_of_task(settings(tmp_path, task="lm_eval:echo", prompts=2))
+    scorer = TaskScorer("lm_eval:echo", str(tmp_path))
+    assert texts.texts == ("Say a", "Say b")
+    assert [scorer.score("b", question) for question in texts.questions] == [0, 1]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "echo.yaml").write_text("task: echo\nclass: !function echoes.Echo\n")
+    (tmp_path / "other" / "echoes.py").write_text(CLASS.replace("UNTIL", "['.']"))
+    error = refused(tmp_path / "other", task="lm_eval:echo", prompts=2)
+    assert "it generates otherwise than its generation_kwargs say" in error.message
