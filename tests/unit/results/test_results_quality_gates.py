@@ -13,10 +13,13 @@ import pytest
 
 from pytest_llem.errors import StoreError
 from pytest_llem.results.baselines import Baseline, open_baseline, render, save_baseline
+from pytest_llem.results.comparability import differences
 from pytest_llem.results.compare import compare, lines
 from pytest_llem.results.compared_sides import open_side, side_of
+from pytest_llem.results.effects import log_of_pair
 from pytest_llem.results.gate_report import GateReport, GateRow
 from pytest_llem.results.judging import judge_experiment, judge_in_turn
+from pytest_llem.results.metrics import metric
 from pytest_llem.results.paired_questions import chance_of_loss, judge_questions, mean_difference
 from pytest_llem.results.saved_scores import read_scores, written_scores
 from pytest_llem.results.state import Outcome
@@ -274,11 +277,11 @@ def test_scores_come_back_as_they_were_saved(cycles: list[tuple[float, ...]]) ->
 
 
 def test_a_comparison_shows_points_and_their_interval_by_question() -> None:
-    """By the scatter of cycles, which is none, 0.4 points were told from nothing on a hundred questions."""
-    before = side_of("before", results_of(scored_run("before", [answers(500, 100)] * 3)))
+    """One cycle is enough, though its scatter cannot tell that 30 lost and 20 gained are no change."""
+    before = side_of("before", results_of(scored_run("before", [answers(500, 100)])))
     rows = []
-    for wrong in (102, 140):
-        now = side_of("now", results_of(scored_run("now", [answers(500, wrong)] * 3)))
+    for scores in (answers(500, 110, at=20), answers(500, 140)):
+        now = side_of("now", results_of(scored_run("now", [scores])))
         rows += compare(before, [now], metrics=["accuracy"])
     assert [row.verdict for row in rows] == ["not told apart", "lower"]
     assert "-8 points" in "\n".join(lines(rows[1:]))
@@ -290,3 +293,22 @@ def test_in_turn_right_answers_are_judged_by_question() -> None:
     report = judge_in_turn(before, now, Comparison((ACCURACY, COST)))
     assert [row.status for row in report.rows] == ["fail", "pass"]
     assert "15 lost, 0 gained" in report.rows[0].reason
+
+
+def test_the_effect_of_an_axis_on_right_answers_is_as_uncertain_as_its_questions() -> None:
+    """Three cycles of equal answers have no scatter, and 0.4 points were told apart from nothing."""
+    before = [*results_of(scored_run("run", BEFORE))]
+    few, many = ([*results_of(scored_run("run", [answers(500, wrong)] * 3))] for wrong in (102, 140))
+    for name in ("accuracy", "joules_per_correct_answer"):
+        pairs = [log_of_pair(metric(name), before, now) for now in (few, many)]
+        assert [abs(pair.centre) > pair.half_width for pair in pairs] == [False, True], name
+    single = log_of_pair(metric("accuracy"), before[:1], many[:1])
+    assert 0 < single.half_width < abs(single.centre), "one cycle asks all the questions"
+
+
+def test_another_board_answers_alike_and_costs_otherwise() -> None:
+    """A point of 80 % is below what two boards' gains may differ by, and no gain makes answers wrong."""
+    before = {"device_ids": ["GPU-a"], "device_count": 1}
+    now = {**before, "device_ids": ["GPU-b"]}
+    assert differences(before, now, metric("accuracy"), -0.0125) == []
+    assert len(differences(before, now, metric("joules_per_correct_answer"), 0.05)) == 1
