@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.errors import StoreError
+from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.results.baselines import Baseline, open_baseline, render, save_baseline
 from pytest_llem.results.comparability import differences
 from pytest_llem.results.compare import compare, lines
@@ -308,7 +308,7 @@ def test_the_effect_of_an_axis_on_right_answers_is_as_uncertain_as_its_questions
 
 def test_another_board_answers_alike_and_costs_otherwise() -> None:
     """A point of 80 % is below what two boards' gains may differ by, and no gain makes answers wrong."""
-    before = {"device_ids": ["GPU-a"], "device_count": 1}
-    now = {**before, "device_ids": ["GPU-b"]}
+    before: dict[str, JsonValue] = {"device_ids": ["GPU-a"], "device_count": 1}
+    now: dict[str, JsonValue] = {**before, "device_ids": ["GPU-b"]}
     assert differences(before, now, metric("accuracy"), -0.0125) == []
     assert len(differences(before, now, metric("joules_per_correct_answer"), 0.05)) == 1
