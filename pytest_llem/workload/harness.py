@@ -25,7 +25,7 @@ from typing import Any
 
 from pytest_llem.errors import EngineNotInstalledError, JsonValue, WorkloadError
 from pytest_llem.workload.harness_files import HARNESS, INCLUDE, directory_of, index_of
-from pytest_llem.workload.hub import hub_cache, hub_obstacle, switch_off_when_absent
+from pytest_llem.workload.hub import OFFLINE, hub_cache, hub_obstacle
 
 GENERATIVE = "generate_until"
 RANDOM_SEED = 0
@@ -36,6 +36,8 @@ MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_t
 """The names that the harness has for the longest answer, the first of them first (`lm_eval.models.utils`)."""
 SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 """Settings that `decoding` has by the same names."""
+SWITCHES = (OFFLINE, "HF_EVALUATE_OFFLINE")
+"""Environment variables that keep `huggingface_hub` and `evaluate`, where metrics come from, off the hub."""
 _UNDERSTOOD = {*MOST_TOKENS, *SAMPLING, "until", "do_sample", "temperature"}
 _OTHER_TASK = f"name another task, or write one of your own ({INCLUDE})"
 _OTHER_METRIC = f"write a task that includes this one and lists another metric first ({INCLUDE})"
@@ -84,10 +86,8 @@ def load_task(task: str, include_path: str | None) -> HarnessTask:
     kind, _, name = task.partition(":")
     if kind != HARNESS or not name:
         raise WorkloadError(f"workload.task {task!r} is no task", fix=f"write {HARNESS}:NAME, e.g. {HARNESS}:gsm8k")
-    switch_off_when_absent()
-    if hub_obstacle() is not None:
-        os.environ["HF_EVALUATE_OFFLINE"] = "1"  # metrics lie on the hub too, and their library has a switch of its own
     _require_harness(task)
+    offline = hub_obstacle()
     with alone():
         index = index_of(directory_of(name, include_path))
         written = index.task_index[name].cfg or {}
@@ -100,7 +100,7 @@ def load_task(task: str, include_path: str | None) -> HarnessTask:
                 docs = docs if hasattr(docs, "__getitem__") else list(docs)
             except Exception as problem:  # a data set that is not there, or whatever the task's own code raises
                 where = str(index.task_index[name].yaml_path)
-                raise _unloadable(task, where, written.get("dataset_path"), problem) from problem
+                raise _unloadable(task, where, written.get("dataset_path"), problem, offline) from problem
         _require_generation(name, lambda key: getattr(own.config, key, None))
         metric = _require_mean(name, own)
         stated = f"{HARNESS} {version(HARNESS)}, task {own.VERSION}, {_digest(own)}"
@@ -127,15 +127,34 @@ def _require_harness(task: str) -> None:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """The harness at work: one thread at a time, without its progress on the terminal, or its warnings as errors."""
+    """The harness at work: one thread at a time, without its progress on the terminal, or its warnings as errors.
+
+    A hub that is not there is not asked: its libraries would try for half a minute.
+    """
     with (
         _busy,
+        _switched_off() if hub_obstacle() is not None else contextlib.nullcontext(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def _switched_off() -> Iterator[None]:
+    """The environment by which the hub's libraries ask nothing; they read it when they are imported."""
+    before = {name: os.environ.get(name) for name in SWITCHES}
+    os.environ.update(dict.fromkeys(SWITCHES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -208,8 +227,8 @@ def _require_mean(name: str, own: Any) -> str:
     return metric
 
 
-def _unloadable(task: str, where: str, dataset: object, problem: Exception) -> WorkloadError:
-    text, offline = words(problem), hub_obstacle()
+def _unloadable(task: str, where: str, dataset: object, problem: Exception, offline: str | None) -> WorkloadError:
+    text = words(problem)
     if offline is not None and (isinstance(problem, ConnectionError) or "Hub" in text):
         what = f"the data set {str(dataset)!r}" if dataset and isinstance(problem, ConnectionError) else "a file"
         return WorkloadError(
