@@ -113,7 +113,9 @@ _ALONE = r"(?![\w+#]|['’.-]\w)"
 _LETTER = rf"[A-Za-z]{_ALONE}"
 _REASON = r"(?:because|since|as|for|and|or|but|is)\b"
 """Words that follow a letter, and neither the article A nor the pronoun I."""
-_MORE = rf"(?:[\s)\]}}*\"'.]*(?:,|/|&|\bor\b|\band\b)[\s(\[*\"']*(?:[B-HJ-Z]|[AI](?!\s+(?!{_REASON})\w)){_ALONE})*"
+_WORD = rf"(?:[^\S\n]+|[^\S\n]*\n(?=[a-z]))(?!{_REASON})\w"
+"""A word behind a letter, in its line, or where that was broken within a sentence."""
+_MORE = rf"(?:[\s)\]}}*\"'.]*(?:,|/|&|\bor\b|\band\b)[\s(\[*\"']*(?:[B-HJ-Z]|[AI](?!{_WORD})){_ALONE})*"
 """Further letters: B or C, (A), (B) and (C)."""
 _WHOLE = re.compile(r"[\W_]*([A-Za-z])(?![+#])[\W_]*")
 _STATED = re.compile(
@@ -123,19 +125,21 @@ _STATED = re.compile(
 )
 _AS_OPTION = re.compile(
     r"(?:^|(?<=[\s\"'*]))(?:\(([A-Za-z])\)|\[([A-Za-z])\]|\*\*([A-Za-z])(?=\*\*|[).:]))"
-    r"|^[^\w\n]*(?:([A-Za-z])(?=[)\]])|([A-Z])(?=[.:](?:\s|$)|\s+[-–]\s))",
+    r"|^[^\w\n]*(?:([A-Za-z])(?=[)\]])|([A-Z])(?=[.:](?:\s|$)|\s+[-–]\s|[^\w\n+#]*$))",
     re.MULTILINE,
 )
 _NAMED = re.compile(
     rf"(?i:\b(?:(?:option|letter)(?:\s+is)?|pick|choose|select|(?:it|that|which|one)(?:\s+is|['’]s)))\s{_MARK}({_LETTER}{_MORE})"
 )
 
+_A_WORD = re.compile(_WORD)
+
 
 def choice_of(text: str) -> str | None:
     """The one letter that an answer to a multiple-choice question gives, `None` where there is none, or several.
 
     The first form counts that the text has: nothing but the letter; "answer is B"; "(B)", or "B)" and "B." where a line
-    begins; "option B", "it is B". All letters in that form have to be the same.
+    begins, or a line of the letter alone; "option B", "it is B". All letters in that form have to be the same.
     """
     whole = _WHOLE.fullmatch(text)
     if whole is not None:
@@ -147,14 +151,11 @@ def choice_of(text: str) -> str | None:
     return None
 
 
-_WORD = re.compile(rf"\s+(?!{_REASON})\w")
-
-
 def _letters(text: str, match: re.Match[str]) -> list[str]:
     """The letters of a match; none where a word follows the first that makes it the article, or the pronoun I."""
     group = match.lastindex or 1
     first = match[group][0]
-    if (first in "AI" or first.islower()) and _WORD.match(text, match.start(group) + 1):
+    if (first in "AI" or first.islower()) and _A_WORD.match(text, match.start(group) + 1):
         return []
     return [letter.upper() for letter in re.findall(r"(?<![^\W_])[A-Za-z](?![^\W_])", match[group])]
 

@@ -130,9 +130,16 @@ def test_any_text_is_right_for_itself_and_nothing_for_none(key: str) -> None:
         ("So the answer is (a)", "A"),
         ("A good answer is B", "B"),
         ("I", "I"),
+        *[
+            (f"{text}\n\nExplanation: it rains", "A")
+            for text in ("A", "**A**", "Answer: A", "The answer is A", "Option A")
+        ],
+        ("The correct answer is:\n\nA\n\nIt rains", "A"),
+        ("The answer is A\nbecause it rains", "A"),
     ],
 )
 def test_choice_reads_a_letter(answer: str, letter: str) -> None:
+    """An explanation in the next line once made the letter A an article, and only where A was right."""
     assert choice_of(answer) == letter
     assert right("choice", answer, f"({letter.lower()})")
 
@@ -143,6 +150,8 @@ def test_choice_reads_a_letter(answer: str, letter: str) -> None:
         "A dog",
         "The answer is a dog",
         "Answer: A Tale of Two Cities",
+        "The answer is a\ndog",
+        "A\nB\nC",
         "I, for one, like it",
         "Vitamin C.",
         "Oranges have it (vitamin C).",
