@@ -76,7 +76,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         ESTIMATOR: _estimator(result),
         SLO: _slo(result),
         QUESTIONS: None if result.quality is None else result.quality.questions_hash,
-        "scorer": None if result.quality is None else f"{result.quality.scorer} {result.quality.scorer_version}",
+        "scorer": None if result.quality is None else f"{result.quality.scorer} {result.quality.scorer_version[:12]}",
         THERMAL_STATE: None if result.thermal.state == "unknown" else result.thermal.state,
     }
 

@@ -88,7 +88,8 @@ class GateRow:
     def cause(self) -> str:
         """Why it could not be judged, in a few words that gates of one cause share."""
         if self.ratio is not None:
-            return "too few questions" if self.metric == ACCURACY else "too noisy"
+            by_questions = self.metric == ACCURACY and "own noise" not in self.reason
+            return "too few questions" if by_questions else "too noisy"
         return self.reason.partition(" (not used")[0].partition("; ")[0]
 
 

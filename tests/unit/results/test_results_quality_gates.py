@@ -108,6 +108,7 @@ def test_undecided_says_what_would_decide_it() -> None:
     assert few.reason.endswith("too wide to tell, to pass -2 points must be excluded; ask more questions")
     single = judged([answers(500, 109)], BEFORE[:1])
     assert single.reason.endswith("up to 0.2 % of equal runs may lose as much by their own noise: measure more cycles")
+    assert (few.cause(), single.cause()) == ("too few questions", "too noisy")
 
 
 def test_what_flips_by_itself_is_no_loss() -> None:
