@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,22 @@ execution: {{cycles: 1, retries: 0}}
 FOUND = "[{name: first, filter: [{function: regex, regex_pattern: '(faint|certainly|high)'}, {function: take_first}]}]"
 
 
+@pytest.fixture(scope="module")
+def _harness() -> None:
+    """The harness, with what it evaluates by, is imported before `pytester` remembers what was: none bears a second."""
+    require_harness()
+    for name in ("torch", "transformers", "lm_eval.evaluator"):
+        import_module(name)
+
+
 def study(directory: Path, task: str = "lm_eval:sums", more: str = "") -> None:
     (directory / "study.yaml").write_text(STUDY.format(task=task, more=more))
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("_harness")
 def test_a_study_has_the_scores_that_the_harness_gives_for_its_answers(pytester: pytest.Pytester) -> None:
     """Question by question and in sum, of answers that an engine gave to the harness's own prompts."""
-    require_harness()
     shown = '{doc_to_target: "{{answer}}"}'
     tasks = write_task(pytester.path, filter_list=FOUND, doc_to_target="certainly", fewshot_config=shown)
     study(pytester.path)
@@ -57,11 +66,11 @@ def test_a_study_has_the_scores_that_the_harness_gives_for_its_answers(pytester:
     assert max(quality["output_tokens"]) <= 24  # the task's own limit
 
 
+@pytest.mark.usefixtures("_harness")
 def test_what_is_wrong_with_a_task_is_said_at_collection_where_it_stands(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task of the hub would fail each cycle, after half a minute of tries."""
-    require_harness()
     write_task(pytester.path)
     sweep = "sweep:\n  workload.task: ['lm_eval:sum', 'lm_eval:gsm8k', 'lm_eval:sums']"
     study(pytester.path, more=f"decoding: {{do_sample: true}}\n{sweep}")
