@@ -310,7 +310,7 @@ def _compare(
         return replace(row, verdict="inconclusive")
     spread = repeatability.of(measure.name, now.conditions) if repeatability is not None else None
     interval = ratio_interval(runs, new, alpha, correlated=now.correlated, spread=spread)
-    interval = interval.widened(sampling_rel(measure, [*chain(*scored)], now.scores), alpha)
+    interval = interval.widened(sampling_rel(measure, [*chain(*scored)], now.scores, alpha=alpha), alpha)
     low, high = interval.low, interval.high
     return replace(row, ratio=interval.value, ci_low=low, ci_high=high, verdict=direction(low, high))
 

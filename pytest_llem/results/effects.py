@@ -35,7 +35,7 @@ from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.question_rows import sampling_rel, scores_of
 from pytest_llem.results.reading import Results, measurement_id
 from pytest_llem.results.schema import Result
-from pytest_llem.results.statistics import BETWEEN_RUNS, K, half_width, log_ratio
+from pytest_llem.results.statistics import BETWEEN_RUNS, COVERAGE, K, half_width, log_ratio
 from pytest_llem.results.uncertainty import systematic_rel
 from pytest_llem.study.model import SweptAxis
 
@@ -181,7 +181,7 @@ def log_of_pair(measure: Metric, before: Sequence[Result], now: Sequence[Result]
     if {measurement_id(result).run for result in before} != {measurement_id(result).run for result in now}:
         systematic.append(K * BETWEEN_RUNS)  # a run that was resumed: what a run shares does not cancel
     # Of right answers, other questions like these: the same in all pairs of a study, however many.
-    systematic.append(K * sampling_rel(measure, *(scores_of(side) for side in (before, now))))
+    systematic.append(K * sampling_rel(measure, *(scores_of(side) for side in (before, now)), alpha=(1 - COVERAGE) / 2))
     bound = math.log1p(math.hypot(*systematic))
     if len(old) == len(new) == 1 and measure.name == ACCURACY:
         return LogRatio(math.log(new[0]) - math.log(old[0]), 0.0, 1, bound)

@@ -234,7 +234,7 @@ def _ratio_row(
     how: Any = {
         "correlated": correlated,
         "spread": spread,
-        "questions_rel": sampling_rel(measure, [*chain(*scores)], now.scores),
+        "questions_rel": sampling_rel(measure, [*chain(*scores)], now.scores, alpha=comparison.alpha),
     }
     verdict = judge_change(measure, relative, measured, values, comparison.alpha, **how)
     verdict = unless_more(verdict, "fail", measure, now)
@@ -291,7 +291,7 @@ def judge_in_turn(
             alike = unjudged(f"{hopeless.reason}, nor before")
             rows.append(compared_row(limit, hopeless if before_all else alike, lost, before_all))
             continue
-        how: Any = {"paired": True, "questions_rel": sampling_rel(measure, *scores)}
+        how: Any = {"paired": True, "questions_rel": sampling_rel(measure, *scores, alpha=comparison.alpha)}
         verdict = judge_change(measure, relative, [firsts], seconds, comparison.alpha, **how)
         for side, doubtful in ((before, "pass"), (now, "fail")):
             verdict = unless_more(verdict, doubtful, measure, cycles_of(side))

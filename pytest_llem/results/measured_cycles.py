@@ -20,6 +20,7 @@ from pytest_llem.results.comparability import (
 )
 from pytest_llem.results.metrics import NOT_MEASURED, Metric, is_at_least, why_absent
 from pytest_llem.results.reading import MeasurementId, measurement_id
+from pytest_llem.results.saved_scores import as_saved
 from pytest_llem.results.schema import Result
 
 
@@ -83,7 +84,7 @@ def cycles_of(results: Sequence[Result]) -> MeasuredCycles | None:
         why=why,
         at_least=lambda measure: [f"c{result.cycle}" for result in results if is_at_least(measure, result)],
         mixed=lambda allow: mixture(results, allow),
-        scores=[each.quality.scores for each in results if each.quality and each.quality.scores],
+        scores=[as_saved(each.quality.scores) for each in results if each.quality and each.quality.scores],
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import NormalDist, fmean
 
 from pytest_llem.job.metric_names import MetricName
 from pytest_llem.results.gate_report import GateRow
@@ -22,11 +22,15 @@ from pytest_llem.results.paired_questions import (
     mean_scores,
     relative_error,
 )
+from pytest_llem.results.questions import accuracy_interval
 from pytest_llem.results.schema import Result
 from pytest_llem.results.verdict_text import MORE, level, points
 from pytest_llem.study.limits import FailIf, change_text
 
 Cycles = Sequence[Scores]
+UNKNOWN_BELOW = 20
+"""Times fewer right answers than were seen, at most, that an interval reaching down to none is taken for. Chosen: no
+limit is as wide."""
 NO_SCORES = "the baseline has no scores of each question: save it again, from a run that scores its answers"
 
 
@@ -46,19 +50,35 @@ def scores_of(results: Sequence[Result]) -> Cycles:
     return [result.quality.scores for result in results if result.quality and result.quality.scores]
 
 
-def sampling_rel(measure: MetricName, before: Cycles, now: Cycles) -> float:
+def sampling_rel(measure: MetricName, before: Cycles, now: Cycles, *, alpha: float) -> float:
     """The standard error by the choice of questions of a ratio in a metric of right answers; 0 of other metrics.
 
-    Questions that cannot be paired are two samples.
+    It is that of the delta method, and at least what the bounds of the score test at `alpha` come to: where few of few
+    questions changed, or none, the scatter of those says too little of others. Questions that cannot be paired are two
+    samples, each with its exact interval.
     """
     if not measure.quality or not before or not now:
         return 0.0
     old, new = mean_scores(before), mean_scores(now)
     if not any(old) or not any(new):
         return 0.0
-    if not unpaired([before], now):
-        return relative_error(old, new)
-    return math.hypot(*(relative_error([1.0] * len(side), side) for side in (old, new)))
+    if unpaired([before], now):
+        return math.hypot(*(_as_error(fmean(side), alpha, *_exact(side, alpha)) for side in (old, new)))
+    mean, _, low, high = changed_mean([before], now, alpha)
+    after = fmean(new)
+    least = min(mean, after)
+    longer = max(high - (after - mean), after - mean - low)
+    return max(relative_error(old, new), _as_error(least, alpha, least - longer, least))
+
+
+def _exact(side: Scores, alpha: float) -> tuple[float, float]:
+    return accuracy_interval(fmean(side), len(side), 1 - 2 * alpha)
+
+
+def _as_error(mean: float, alpha: float, low: float, high: float) -> float:
+    """The standard error of the logarithm of a mean whose normal interval has the longer of both sides."""
+    lowest = max(low, mean / UNKNOWN_BELOW)
+    return max(math.log(mean / lowest), math.log(high / mean)) / NormalDist().inv_cdf(1 - alpha)
 
 
 def changed_mean(runs: Sequence[Cycles], now: Cycles, alpha: float) -> tuple[float, float, float, float]:

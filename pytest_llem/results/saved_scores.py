@@ -16,6 +16,11 @@ DIGITS = 4
 """Decimals of a score in between. Chosen: a sum over ten thousand questions is right to half an answer."""
 
 
+def as_saved(scores: Sequence[float]) -> tuple[float, ...]:
+    """The scores as a baseline has them, so that equal ones are equal on both sides."""
+    return tuple(round(score, DIGITS) for score in scores)
+
+
 def written_scores(cycles: Mapping[str, Sequence[float]]) -> dict[str, str]:
     """Each cycle's scores as a line; the whole ones, or the changes to the first cycle's, whichever is shorter."""
     lines: dict[str, str] = {}

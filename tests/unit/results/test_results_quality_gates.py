@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
@@ -16,7 +17,7 @@ from pytest_llem.results.baselines import Baseline, open_baseline, render, save_
 from pytest_llem.results.comparability import differences
 from pytest_llem.results.compare import compare, lines
 from pytest_llem.results.compared_sides import open_side, side_of
-from pytest_llem.results.effects import log_of_pair
+from pytest_llem.results.effects import interval, log_of_pair
 from pytest_llem.results.gate_report import GateReport, GateRow
 from pytest_llem.results.judging import judge_experiment, judge_in_turn
 from pytest_llem.results.metrics import metric
@@ -191,8 +192,38 @@ def test_a_ratio_of_joules_per_right_answer_is_as_uncertain_as_the_questions_tha
         widths.append(math.log(row.ci_high / row.ratio))
     (plain,) = against(scored_run("now", BEFORE), baseline, "joules_per_output_token: 5%").rows
     assert plain.ci_high is not None
-    assert widths[0] == pytest.approx(math.log(plain.ci_high)), "no question flipped"
+    none_of_500 = NormalDist().inv_cdf(0.95) ** 2 / (500 + NormalDist().inv_cdf(0.95) ** 2) / 0.8
+    whole = math.hypot(math.log(plain.ci_high), math.log1p(none_of_500))
+    assert widths[0] == pytest.approx(whole, rel=0.01), "no question flipped of those that were asked"
     assert widths[0] < widths[1] < widths[2]
+
+
+@pytest.mark.parametrize("questions", [40, 100, 500])
+def test_few_questions_seldom_pass_a_cost_that_must_be_excluded(questions: int) -> None:
+    """Of 40 questions, of which none happened to flip, 23 % passed answers that cost 10 % more each."""
+    right = questions * 3 // 4
+    loss, passed = right / questions * (1 - 1 / 1.1), 0.0
+    baseline = saved(scored_run("b", [answers(questions, questions - right)] * 3))
+    for lost in range(questions // 5):
+        now = scored_run("now", [answers(questions, questions - right + lost)] * 3)
+        if against(now, baseline, "joules_per_correct_answer: 5%").rows[0].status != "pass":
+            break
+        passed += math.comb(questions, lost) * loss**lost * (1 - loss) ** (questions - lost)
+    assert passed < 0.06
+
+
+def test_an_effect_on_accuracy_is_no_surer_than_its_questions_allow() -> None:
+    """Two settings with the same scores on 40 questions differed by 0 % at most, at 95 %, in `llem compare --by`."""
+    one, other = ([each.result for each in scored_run("r", [answers(40, 10)] * 3) if each.result] for _ in range(2))
+    low, high = interval([log_of_pair(metric("accuracy"), one, other)])
+    assert low == pytest.approx(1 - 4 / 44 / 0.75, abs=0.01), "the score test's bound at 95.45 % where nothing changed"
+    assert high == pytest.approx(1 / (1 - 4 / 44 / 0.75), abs=0.02)
+
+
+def test_scores_in_between_are_the_same_as_those_a_baseline_has_of_them() -> None:
+    """A baseline has four decimals: of equal runs of 500 thirds it was said that 500 questions got better."""
+    row = judged([[1 / 3, 2 / 3] * 250] * 3, [[1 / 3, 2 / 3] * 250] * 3)
+    assert row.reason.startswith("did not change (90 % interval -0.54 to +0.54 points) on 500 questions: none changed")
 
 
 @pytest.mark.parametrize(
