@@ -234,7 +234,8 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
     """A fact per input: `model_files`, `lora_files`, `dataset_files` for what lies here, a digest over names and
     content; `model_commit` and so on for the hub's, the commit that the local cache has under the revision asked for;
     `dataset_texts` of another package's data set or of a task, a digest over the texts that are used, with the answers
-    of questions; `arrival_file` and `task_files`, digests over the file of arrival times and own task files.
+    of questions, and what ends a task's; `arrival_file` and `task_files`, digests over the file of arrival times and
+    own task files.
     Not what scores answers: stored ones can be scored again (`results.rescored`).
 
     `lora_fingerprint` is the adapter's `model_files.fingerprint`. Nothing for built-in models, synthetic prompts and
@@ -263,7 +264,7 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
         content: object = texts.texts or texts.recorded
         keys = [(question.id, question.target) for question in texts.questions]
         if keys or texts.examples or texts.stop:
-            content = (texts.texts or texts.chats, keys, texts.examples, texts.stop)
+            content = (texts.texts or texts.chats, keys, texts.examples, texts.stop, texts.output_tokens)
         facts["dataset_texts"] = hashlib.sha256(json.dumps(encode(content)).encode()).hexdigest()[:DIGITS]
     return facts
 

@@ -17,7 +17,6 @@ from pytest_llem.workload.harness import (
     GENERATIVE,
     MOST_TOKENS,
     OTHER_SEED,
-    SAMPLING,
     HarnessTask,
     alone,
     cannot_score,
@@ -28,6 +27,9 @@ from pytest_llem.workload.harness import (
 
 ANSWER_TOKENS = 256
 """How many tokens the harness lets an answer have where a task does not say (`lm_eval.defaults`)."""
+
+NEUTRAL = {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+"""Settings of `decoding` that a study may write beside those of a task: nothing changes with them."""
 
 
 def texts_of_task(settings: WorkloadSettings) -> Texts:
@@ -59,21 +61,26 @@ def texts_of_task(settings: WorkloadSettings) -> Texts:
 def require_decoding(settings: WorkloadSettings, decoding: Decoding) -> None:
     """Raise `WorkloadError` where an experiment does not draw tokens as its task does: the harness's score is of that.
 
-    As in the harness, a temperature alone says that a task samples, and sampling is needed for one to count.
+    As in the harness, a temperature alone says that a task samples, sampling is needed for one to count, and 0 is
+    greedy.
     """
     given = _loaded(settings).generation
-    temperature = float(given.get("temperature") or 0)
-    samples = bool(temperature if given.get("do_sample") is None else given["do_sample"])
+    temperature = given.get("temperature")
+    samples = bool(float(temperature or 0) if given.get("do_sample") is None else given["do_sample"])
+    samples = samples and (temperature is None or float(temperature) != 0)
+    names = NEUTRAL if samples else ("repetition_penalty",)
     wanted: dict[str, Any] = {"do_sample": samples}
-    if samples:
-        wanted |= {name: float(given[name]) for name in ("temperature", *SAMPLING) if given.get(name) is not None}
-    drawn = {name: getattr(decoding, name) for name in wanted}
-    drawn["do_sample"] = decoding.do_sample and decoding.temperature != 0
+    wanted |= {name: float(given[name]) for name in names if given.get(name) is not None}
+    drawn: dict[str, Any] = {"do_sample": decoding.do_sample and decoding.temperature != 0}
+    for name in names:
+        value = getattr(decoding, name)
+        if name in wanted or value not in (None, NEUTRAL[name]):
+            drawn[name] = value
     if drawn != wanted:
-        listed = ", ".join(f"{name}: {json.dumps(value)}" for name, value in wanted.items())
+        needed, here = (", ".join(f"{name}: {json.dumps(of[name])}" for name in of) for of in (wanted, drawn))
         raise WorkloadError(
-            f"workload.task {settings.task} decodes with {{{listed}}}, and this experiment does not",
-            fix=f"write decoding: {{{listed}}}, or a task that includes this one with other generation_kwargs",
+            f"workload.task {settings.task} decodes with {{{needed}}}, and this experiment with {{{here}}}",
+            fix=f"write decoding: {{{needed}}}, or a task that includes this one with other generation_kwargs",
         )
 
 

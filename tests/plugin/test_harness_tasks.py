@@ -83,7 +83,7 @@ def test_what_is_wrong_with_a_task_is_said_at_collection_where_it_stands(
     for said in (
         "15:19: workload.task lm_eval:sum: no such task in * and lm-evaluation-harness *",
         "15:34: workload.task lm_eval:gsm8k needs the data set 'openai/gsm8k' of the hub*, and cannot be fetched: *",
-        "5:9: workload.task lm_eval:sums decodes with {do_sample: false}, and this experiment does not",
+        "5:9: workload.task lm_eval:sums decodes with {do_sample: false}, and this experiment with {do_sample: true}",
     ):
         result.stdout.fnmatch_lines([f"*study.yaml:{said}"])
 

@@ -166,11 +166,21 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("{until: [x], temperature: 0.7}", Decoding(do_sample=True, temperature=0.7), True),
         ("{until: [x], temperature: 0.7}", Decoding(do_sample=True, temperature=0.8), False),
         ("{until: [x], do_sample: false, temperature: 0.7}", Decoding(do_sample=True, temperature=0), True),
+        ("{until: [x], do_sample: true, temperature: 0}", Decoding(), True),
+        ("{until: [x]}", Decoding(repetition_penalty=1), True),
+        ("{until: [x]}", Decoding(repetition_penalty=1.2), False),
+        ("{until: [x], repetition_penalty: 1.2}", Decoding(), False),
+        ("{until: [x], repetition_penalty: 1.2}", Decoding(repetition_penalty=1.2), True),
+        ("{until: [x], do_sample: true}", Decoding(do_sample=True), True),
+        ("{until: [x], do_sample: true}", Decoding(do_sample=True, top_k=5), False),
+        ("{until: [x], do_sample: true}", Decoding(do_sample=True, temperature=0.2), False),
+        ("{until: [x], do_sample: true, top_p: 0.9}", Decoding(do_sample=True, top_p=0.9, top_k=0), True),
     ],
 )
 def test_an_experiment_draws_tokens_as_its_task_does(
     tmp_path: Path, generation: str, decoding: Decoding, fits: bool
 ) -> None:
+    """A penalty on repetition changes greedy answers too, and a task that says no `top_k` is not sampled by one."""
     workload = settings(write_task(tmp_path, generation_kwargs=generation))
     if fits:
         require_decoding(workload, decoding)
