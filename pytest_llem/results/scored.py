@@ -88,6 +88,7 @@ def score_answers(scorer: Scorer, answers: Sequence[Answered]) -> list[Answered]
                 fix="measure again without keep_answers: false",
             )
         if answer.text is not None:
-            given.append((without_thoughts(answer.text), Question(answer.question, answer.target)))
+            text = answer.text if scorer.with_thoughts else without_thoughts(answer.text)
+            given.append((text, Question(answer.question, answer.target)))
     scores = iter(scorer.score_all(given))
     return [replace(answer, score=0.0 if answer.text is None else next(scores)) for answer in answers]

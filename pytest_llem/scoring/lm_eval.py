@@ -18,6 +18,8 @@ class TaskScorer(Scorer):
     Raises as `load_task`.
     """
 
+    with_thoughts = True
+
     def __init__(self, task: str, include_path: str | None) -> None:
         self._task = load_task(task, include_path)
         self.name = f"{task} {self._task.metric},{self._task.filter}"

@@ -18,6 +18,8 @@ class Scorer(ABC):
 
     name: str
     version: str
+    with_thoughts = False
+    """Whether it scores what a model thought before it answered as well, where that stands in the text."""
 
     @abstractmethod
     def check(self, target: JsonValue) -> None:

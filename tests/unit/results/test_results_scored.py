@@ -100,3 +100,14 @@ def test_thoughts_are_not_scored(text: str, score: float) -> None:
     """A word that the model weighed and did not choose would be a right answer."""
     answer = Answered("q", "Paris", 1, text, text_hash(text), "stop", 3, 5)
     assert score_answers(TEXT_SCORERS["contains"], [answer])[0].score == score
+
+
+def test_a_scorer_that_reads_thoughts_is_given_them() -> None:
+    """As lm-evaluation-harness does: else the same stored answers would have other scores there."""
+
+    class Whole(Numeric):
+        with_thoughts = True
+
+    text = "<think>2</think>"
+    answer = Answered("q", "2", 1, text, text_hash(text), "stop", 3, 5)
+    assert [score_answers(scorer, [answer])[0].score for scorer in (Whole(), Numeric())] == [1.0, 0.0]
