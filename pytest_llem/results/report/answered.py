@@ -41,8 +41,9 @@ class WrongAnswer:
 class AnswersOf:
     """The answers of an experiment. `right`, `cut` and `failed` are questions of a repeat, `None` where not known.
 
-    `unstable` are those whose score was not the same in all repeats and cycles, at least. `alike` is the same for
-    experiments with the same scores on every question. `wrong` has some answers of its first valid cycle.
+    `unstable` are those whose score was not the same in all repeats and cycles, at least. `asked` is the same for
+    experiments with the same questions and scorer, and `alike` for those with the same scores on each. `wrong` has some
+    answers of its first valid cycle.
     """
 
     scorer: str
@@ -52,6 +53,7 @@ class AnswersOf:
     failed: float
     unstable: int
     reason: str | None
+    asked: Hashable
     alike: Hashable
     wrong: tuple[WrongAnswer, ...] = ()
 
@@ -75,7 +77,8 @@ def answers_of(valid: Sequence[tuple[Result, Path | None]]) -> AnswersOf | None:
         failed=sum(result.workload.failed_requests for _, result, _ in scored) * per_repeat,
         unstable=max(_unstable(sections), *(of.unstable for of in sections)),
         reason=next((of.reason for of in sections if of.reason is not None), None),
-        alike=_alike(sections),
+        asked=(asked := _asked(sections)),
+        alike=asked and _alike(sections),
         wrong=_wrong(scored[0][2]),
     )
 
@@ -85,12 +88,14 @@ def _unstable(sections: Sequence[QualitySection]) -> int:
     return sum(len(set(each)) > 1 for each in zip(*(of.scores for of in sections), strict=False))
 
 
+def _asked(sections: Sequence[QualitySection]) -> Hashable:
+    """What was asked and how it was scored; `None` where cycles differ in that, or have no scores."""
+    asked = {(of.questions_hash, of.scorer, of.scorer_version) for of in sections if of.scores}
+    return asked.pop() if len(asked) == 1 else None
+
+
 def _alike(sections: Sequence[QualitySection]) -> Hashable:
-    known = [of for of in sections if of.scores]
-    if not known or len({(of.questions_hash, of.scorer, of.scorer_version) for of in known}) > 1:
-        return None
-    means = tuple(fmean(each) for each in zip(*(of.scores for of in known), strict=True))
-    return known[0].questions_hash, known[0].scorer, known[0].scorer_version, means
+    return tuple(fmean(each) for each in zip(*(of.scores for of in sections if of.scores), strict=True))
 
 
 def _wrong(directory: Path | None) -> tuple[WrongAnswer, ...]:

@@ -19,10 +19,10 @@ from pytest_llem.results.terminal import significant
 HEAD = ("experiment", "front (95 %)", "questions", "right", "wrong", "cut", "failed", "unstable", "scorer")
 MOST = 30
 """Experiments whose wrong answers are shown. Chosen: more make a page of hundreds of kilobytes that nobody reads."""
-NOTE = """<p class="muted">Front: of accuracy against joules per correct answer, by the intervals of both. Counts are of
-one repeat, the mean over all of them. Cut: ended by <code>output_tokens</code>, whatever its score. Unstable: not the
-same score in all repeats and cycles. Every answer is in the <code>answers.jsonl</code> of its cycle, and <code>llem
-score</code> scores it again.</p>"""
+NOTE = """<p class="muted">Front: of accuracy against joules per correct answer, by the intervals of both, among
+experiments with the same questions and scorer. Counts are of one repeat, the mean over all of them. Cut: ended
+by <code>output_tokens</code>, whatever its score. Unstable: not the same score in all repeats and cycles. Every
+answer is in the <code>answers.jsonl</code> of its cycle, and <code>llem score</code> scores it again.</p>"""
 
 
 def answers(content: Content) -> str:

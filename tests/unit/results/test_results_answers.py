@@ -63,6 +63,25 @@ def test_accuracy_stands_against_the_energy_of_a_correct_answer(content: Content
     assert "on the front (full): 1, dominated (hollow): 2" in made["quality"].description
 
 
+def test_other_questions_have_a_front_of_their_own(tmp_path: Path) -> None:
+    """A setting that was asked hard questions was dominated by one that was asked easy ones."""
+    hard = [replace(each, question=f"hard {each.question}") for each in answered(of_texts(20, 100))]
+    out = {
+        "easy": (10.0, answered(of_texts(90, 100))),
+        "hard": (20.0, hard),
+        "hard, fast": (5.0, hard),
+    }
+    (made,) = (chart for chart in charts(gather_content([scored_run(tmp_path, out)])) if chart.id == "quality")
+    rows: Any = made.rows
+    assert {row["experiment"]: (row["standing"], row["front"]) for row in rows} == {
+        "easy": ("on the front", True),
+        "hard": ("dominated", False),
+        "hard, fast": ("on the front", True),
+    }
+    assert len({row["asked"] for row in rows}) == 2
+    assert "there are 2 kinds" in made.description
+
+
 def test_both_charts_are_drawn(content: Content) -> None:
     pytest.importorskip("vl_convert", reason="charts need the extra `report`")
     for chart in charts(content):

@@ -8,7 +8,7 @@ there is room.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
@@ -117,7 +117,13 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
     if len(measured) < 2:
         return Chart(id, "", "", {}, [])
     signs = [1 if metric_name(name).higher_is_better else -1 for name in (across, metric)]
-    best = front([(signs[0] * x.value, signs[1] * y.value) for _, x, y in measured])
+    signed = [(signs[0] * x.value, signs[1] * y.value) for _, x, y in measured]
+    asked = [row.answers and row.answers.asked if stand else None for row, _, _ in measured]
+    kinds = [*dict.fromkeys(asked)]
+    best: set[int] = set()
+    for kind in kinds:
+        places_of = [at for at, of in enumerate(asked) if of == kind]
+        best |= {places_of[at] for at in front([signed[at] for at in places_of])}
     standing = [*standings_of(experiments.rows, across, metric).values()] if stand else []
     units = (unit_of(across, [x.value for _, x, _ in measured]), unit_of(metric, [y.value for _, _, y in measured]))
     values = [(x.value * units[0].factor, y.value * units[1].factor) for _, x, y in measured]
@@ -140,6 +146,7 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
         name: Spec = {"label": names[at], "front": at in best}
         if stand:
             name |= {"standing": STANDINGS[standing[at]], "filled": FILLED[standing[at]]}
+            name |= {"asked": kinds.index(asked[at])}
         if at in placed:
             (over, up), end = placed[at]
             name |= {"name": names[at], "name_x": spans[0].to_value(over), "name_y": spans[1].to_value(up)}
@@ -150,7 +157,7 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
     text = (
         f"{title}: means over valid cycles, with bars for their expanded uncertainty (95 %); "
         "points whose bars overlap need not differ, and a bar at the frame goes on. Dashed: the Pareto front "
-        f"({len(best)} of {len(rows)}), than which none is better in both. {_in_words(standing)}"
+        f"({len(best)} of {len(rows)}), than which none is better in both. {_in_words(standing, len(kinds))}"
         f"{marks.words}{experiments.without(metric)}"
     )
     layers = _layers(spans, units, marks.encoding, size, many=len(measured) > MAX_NAMES, stand=stand)
@@ -168,25 +175,37 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
 
 
 def standings_of(rows: Sequence[ExperimentRow], across: str, metric: str) -> dict[str, Standing]:
-    """How each experiment that has both metrics stands against the others in them, by key."""
+    """How each experiment that has both metrics stands, by key, against the others with the same questions."""
     measured = [row for row in rows if across in row.metrics and metric in row.metrics]
-    x, y = (
-        [Spot.of(interval(row.metrics[name]), higher=metric_name(name).higher_is_better) for row in measured]
-        for name in (across, metric)
-    )
-    found = standings(x, y, [row.answers and row.answers.alike for row in measured])
-    return {row.key: standing for row, standing in zip(measured, found, strict=True)}
+    found: dict[str, Standing] = {}
+    for asked, group in _by_questions(measured).items():
+        x, y = (
+            [Spot.of(interval(row.metrics[name]), higher=metric_name(name).higher_is_better) for row in group]
+            for name in (across, metric)
+        )
+        each = standings(x, y, [row.answers and row.answers.alike for row in group])
+        found |= {row.key: "possible" if asked is None else at for row, at in zip(group, each, strict=True)}
+    return {row.key: found[row.key] for row in measured}
 
 
-def _in_words(standing: Sequence[Standing]) -> str:
+def _by_questions(rows: Sequence[ExperimentRow]) -> dict[Hashable, list[ExperimentRow]]:
+    """The experiments by what was asked and how it was scored: accuracies of other questions have no common front."""
+    groups: dict[Hashable, list[ExperimentRow]] = {}
+    for row in rows:
+        groups.setdefault(row.answers and row.answers.asked, []).append(row)
+    return groups
+
+
+def _in_words(standing: Sequence[Standing], kinds: int) -> str:
     """How many points stand how against the others, as part of a caption; empty where that is not asked."""
     if not standing:
         return ""
     looks: dict[Standing, str] = {"on": "full", "possible": "pale", "dominated": "hollow"}
     told = [f"{STANDINGS[each]} ({looks[each]}): {count}" for each in looks if (count := standing.count(each))]
+    apart = f"Other questions, or scorers, have fronts of their own: there are {kinds} kinds. " if kinds > 1 else ""
     return (
-        f"By the intervals of both, {', '.join(told)}. Another setting dominates where it is better in both by more "
-        "than the intervals, or costs less and has the same scores on every question. "
+        f"{apart}By the intervals of both, {', '.join(told)}. Another setting dominates where it is better in both by "
+        "more than the intervals, or costs less and has the same scores on every question. "
     )
 
 
@@ -206,6 +225,7 @@ def _layers(
     at_name: Spec = {"x": {**x, "field": "name_x"}, "y": {**y, "field": "name_y"}}
     small: Spec = {"fontSize": size.font - 1, "lineHeight": LINE * (size.font - 1)}
     order: Spec = {"order": {"field": "x", "type": "quantitative"}}
+    fronts: Spec = {"detail": {"field": "asked"}} if stand else {}
     titles = tooltip(label="experiment", run="run", x=units[0].title, y=units[1].title)
     point: Spec = {"type": "point", "filled": True, "size": 4 * size.font, "opacity": 1}
     filled: Spec = {}
@@ -217,7 +237,7 @@ def _layers(
         {
             "transform": [{"filter": "datum.front"}],
             "mark": {"type": "line", "strokeDash": [5, 4], "strokeWidth": 1, "color": GREY},
-            "encoding": {"x": x, "y": y, **order},
+            "encoding": {"x": x, "y": y, **order, **fronts},
         },
         {"mark": line, "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, **colour}},
         {"mark": line, "encoding": {"y": y, "x": {**x, "field": "slow"}, "x2": {"field": "fast"}, **colour}},
