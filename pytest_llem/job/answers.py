@@ -38,6 +38,10 @@ class Answered:
     score: float | None = None
 
 
+THINK, ANSWERS = "<think>", "</think>"
+"""Between these stands what models think before they answer."""
+
+
 def before_stop(text: str, stop: Sequence[str]) -> str:
     """The text up to the first of the `stop` strings; all of it where it holds none."""
     return text[: min((text.find(string) for string in stop if string in text), default=len(text))]
@@ -48,10 +52,10 @@ def without_thoughts(text: str) -> str:
 
     Thoughts that were begun and not ended are not followed by an answer.
     """
-    _, end, behind = text.rpartition("</think>")
+    _, end, behind = text.rpartition(ANSWERS)
     if end:
         return behind.lstrip()
-    return "" if text.lstrip().startswith("<think>") else text
+    return "" if text.lstrip().startswith(THINK) else text
 
 
 def text_hash(text: str) -> str:

@@ -242,7 +242,8 @@ def _measure(
     stopwatch.seconds["warmup_s"] = warmup.duration_s
     stopwatch.seconds["repeat_s"] = observed.mean_repeat_s
     energy = with_reference(metering.report(recorder), reused)
-    write_answered(job_dir.answers, workload, observed.completions, engine.tokenizer())
+    as_told = as_messages or config.workload.task is not None
+    write_answered(job_dir.answers, workload, observed.completions, engine.tokenizer(), as_told=as_told)
     stopwatch.seconds["cycle_s"] = stopwatch.total()
     return Measurement(
         engine=EngineFacts(engine.name, version, effective, engine.capabilities, observed.cache_state, statistics),

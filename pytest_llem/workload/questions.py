@@ -7,7 +7,7 @@ comparisons pair questions by them; texts are joined as lm-evaluation-harness do
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -58,6 +58,18 @@ def require_own_ids(questions: Sequence[Question]) -> None:
             raise WorkloadError(
                 f"{question.where}: the id {question.id!r} is that of {other.where} as well",
                 fix=f"give each question an {ID} of its own, or rename the column: without it the row's number is one",
+            )
+
+
+def require_not_shown(asked: Iterable[tuple[str, Question | None]], examples: Sequence[Example]) -> None:
+    """Raise `WorkloadError` for a question that stands among the examples, with its answer."""
+    shown = {example.question.strip() for example in examples}
+    for text, question in asked:
+        if question is not None and text.strip() in shown:
+            raise WorkloadError(
+                f"{question.where}: one of the first {len(examples)} rows (workload.few_shot) asks the same, and is in "
+                "front of it with its answer",
+                fix="remove one of the rows, or lower workload.few_shot",
             )
 
 

@@ -17,7 +17,7 @@ from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import SYNTHETIC, WorkloadSettings
 from pytest_llem.job.request import Question, Texts
 from pytest_llem.workload import registered
-from pytest_llem.workload.questions import TextRow, example_of, question_of, require_own_ids
+from pytest_llem.workload.questions import TextRow, example_of, question_of, require_not_shown, require_own_ids
 from pytest_llem.workload.rows import Row, rows_of
 from pytest_llem.workload.tasks import texts_of_task
 from pytest_llem.workload.traffic import read_traffic, recognise, require_used_times, too_few
@@ -68,6 +68,7 @@ def read_rows(settings: WorkloadSettings, rows: Iterator[Row] | None = None) -> 
     chosen = ordered(taken, settings)
     questions = tuple(question for _, question in chosen if question is not None)
     require_own_ids(questions)
+    require_not_shown(chosen, examples)
     return Texts(tuple(text for text, _ in chosen), skipped, questions=questions, examples=examples)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines.protocol import Completion, Progress, Request
-from pytest_llem.job.answers import Answered, read_answers
+from pytest_llem.job.answers import Answered, read_answers, without_thoughts
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.measurement import TruncatedPrompts
 from pytest_llem.job.request import Question
@@ -75,6 +75,19 @@ def test_a_servers_text_is_taken_as_it_is() -> None:
     done = [given(0, "x", text=" 4\nQ:"), given(1, "", output_tokens=3, text="\ud83d half")]
     answers = list(answered(workload("\nQ:"), done, LetterTokenizer()))
     assert [(answer.text, answer.output_tokens) for answer in answers] == [(" 4", 1), ("? half", 3)]
+
+
+@pytest.mark.parametrize("as_told", [False, True])
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_thoughts_that_the_prompt_begins_are_none_of_the_answer(as_ids: bool, as_told: bool) -> None:
+    """Cut off, they named the right answer among others, and were right; a server of chats may have left them out."""
+    prompt, asked = "Why?<think>\n", workload(questions=1)
+    (request,) = asked.requests
+    request = replace(request, token_ids=tuple(map(ord, prompt)) if as_ids else (), text=prompt)
+    done = [given(0, "4 or 5"), given(0, "4 or 5</think>5")]
+    answers = answered(replace(asked, requests=(request,)), done, LetterTokenizer(), as_told=as_told)
+    said = [without_thoughts(answer.text or "") for answer in answers]
+    assert said == (["4 or 5", "5"] if as_told else ["", "5"])
 
 
 def test_no_answer_is_an_answer_with_an_error() -> None:

@@ -286,6 +286,17 @@ def test_the_turns_of_sessions_end_at_stop_strings_too(tmp_path: Path) -> None:
     assert request.stop == ("Q:",)
 
 
+def test_a_question_that_an_example_answers_is_refused(tmp_path: Path) -> None:
+    """The answer stood in the prompt, and any model that copies had it right."""
+    path = written(tmp_path / "q.jsonl", [*ROWS, {"question": " one plus one is", "answer": 2}])
+
+    assert len(read_rows(settings(path, prompts=5)).texts) == 5
+    with pytest.raises(
+        WorkloadError, match=r"q\.jsonl:5: one of the first 2 rows \(workload\.few_shot\) asks the same"
+    ):
+        read_rows(settings(path, prompts=3, few_shot=2))
+
+
 def test_without_a_score_nothing_is_a_question(tmp_path: Path) -> None:
     """Examples are for any data set; rows without a text are passed over as before."""
     rows = [*ROWS[:1], {"question": ""}, {"question": "and now"}]
