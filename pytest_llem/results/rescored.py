@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +61,7 @@ def rescored(result: Result, directory: Path, settings: WorkloadSettings) -> Res
     kept = [note for note in result.warnings if note.code not in FOLLOW]
     update = {"quality": quality, "warnings": (*kept, *answer_notes(Scored(scorer, answers)))}
     again = result.model_copy(update=update)
-    return Rescored(directory, again, quality, answers, _changed(result.cycle, before, answers))
+    return Rescored(directory, again, quality, answers, _changed(result, quality, answers))
 
 
 def scored_now(found: Reuse, settings: WorkloadSettings) -> Reuse:
@@ -91,20 +89,9 @@ def _requests(directory: Path, answers: Sequence[Answered]) -> int:
     return pq.read_metadata(table).num_rows if table.is_file() else sum(answer.repeats for answer in answers)
 
 
-def _changed(cycle: int, before: Sequence[Answered], after: Sequence[Answered]) -> list[Changed]:
-    old, new = _means(before), _means(after)
-    return [Changed(cycle, name, old[name], new[name] or 0.0) for name in new if old[name] != new[name]]
-
-
-def _means(answers: Sequence[Answered]) -> dict[str, float | None]:
-    """The mean score of each question over the repeats."""
-    by_question: dict[str, list[Answered]] = defaultdict(list)
-    for answer in answers:
-        by_question[answer.question].append(answer)
-    means: dict[str, float | None] = {}
-    for name, each in by_question.items():
-        scores = [(answer.score, answer.repeats) for answer in each]
-        known = [score * repeats for score, repeats in scores if score is not None]
-        total = sum(repeats for _, repeats in scores)
-        means[name] = math.fsum(known) / total if len(known) == len(each) else None
-    return means
+def _changed(result: Result, quality: QualitySection, answers: Sequence[Answered]) -> list[Changed]:
+    names = [*dict.fromkeys(answer.question for answer in answers)]
+    known = result.quality.scores if result.quality is not None else ()
+    before = known if len(known) == len(names) else [None] * len(names)
+    each = zip(names, before, quality.scores, strict=True)
+    return [Changed(result.cycle, name, old, new) for name, old, new in each if old != new]
