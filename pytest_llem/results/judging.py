@@ -278,7 +278,8 @@ def judge_in_turn(
         before_all = centre(firsts if hopeless is None else [a for a, _ in both if a is not None])
         relative = limit.relative_to(before_all or 1.0)
         allow = {*SIDES, *comparison.allow}
-        scores = [[found.scores for cycle in cycles if (found := side[cycle].quality)] for side in (old, new)]
+        scored = [at for at in cycles if all((of := side[at].quality) and of.scores for side in (old, new))]
+        scores = [[of.scores for at in scored if (of := side[at].quality)] for side in (old, new)]
         problem = unpaired(scores[:1], scores[1]) if measure.quality else ""
         problem = "; ".join(differences(*conditions, measure, relative.limit, gains, allow)) or problem
         if problem:

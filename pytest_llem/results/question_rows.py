@@ -123,7 +123,8 @@ def _told(found: PairedVerdict, limit: FailIf, alpha: float, shared: bool) -> st
     shown = f"{moved} ({level(alpha)} interval {points(found.low)} to {points(found.high)} points)"
     worse, better = ("lost", "gained") if found.whole else ("worse", "better")
     flips = f"{found.worse} {worse}, {found.better} {better}" if found.worse + found.better else "none changed"
-    told = f"{shown} on {found.questions} questions: {flips}; the limit is {limit_text(limit)}"
+    asked = f"{found.questions} question{'s' * (found.questions != 1)}"
+    told = f"{shown} on {asked}: {flips}; the limit is {limit_text(limit)}"
     beyond = limit.limit - (abs(limit.limit) if limit.resolution is None else limit.resolution)
     excluded = change_text(limit.metric, beyond, absolute=True)
     if found.status == "pass":

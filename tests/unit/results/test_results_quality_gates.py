@@ -220,6 +220,16 @@ def test_an_effect_on_accuracy_is_no_surer_than_its_questions_allow() -> None:
     assert high == pytest.approx(1 / (1 - 4 / 44 / 0.75), abs=0.02)
 
 
+def test_a_cycle_in_turn_whose_answers_have_no_scores_is_left_out() -> None:
+    """One cycle that could not be scored made all others `questions: 500 -> 0, 500 of them`."""
+    one, other = ([each.result for each in scored_run(run, [answers(500, 100)] * 4) if each.result] for run in "ab")
+    assert other[1].quality is not None
+    unscored = replace(other[1].quality, scores=(), accuracy=None, joules_per_correct_answer=None, reason="it raised")
+    other[1] = other[1].model_copy(update={"quality": unscored})
+    rows = judge_in_turn(one, other, Comparison((ACCURACY, COST))).rows
+    assert [row.status for row in rows] == ["pass", "pass"], [row.reason for row in rows]
+
+
 def test_scores_in_between_are_the_same_as_those_a_baseline_has_of_them() -> None:
     """A baseline has four decimals: of equal runs of 500 thirds it was said that 500 questions got better."""
     row = judged([[1 / 3, 2 / 3] * 250] * 3, [[1 / 3, 2 / 3] * 250] * 3)
