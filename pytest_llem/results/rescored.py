@@ -19,7 +19,7 @@ from pytest_llem.results.notes import answer_notes
 from pytest_llem.results.quality_schema import QualitySection
 from pytest_llem.results.resume import Reuse
 from pytest_llem.results.schema import Result
-from pytest_llem.results.scored import Scored, score_answers
+from pytest_llem.results.scored import Scored, score_answers, to_keep
 from pytest_llem.results.sections.quality import derive_quality
 from pytest_llem.scoring.registry import scorer_of
 
@@ -39,7 +39,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Rescored:
-    """A cycle with new scores: its result as it would be, its answers, and what changed."""
+    """A cycle with new scores: its result as it would be, its answers as they are to be kept, and what changed."""
 
     directory: Path
     result: Result
@@ -61,7 +61,8 @@ def rescored(result: Result, directory: Path, settings: WorkloadSettings) -> Res
     kept = [note for note in result.warnings if note.code not in FOLLOW]
     update = {"quality": quality, "warnings": (*kept, *answer_notes(Scored(scorer, answers)))}
     again = result.model_copy(update=update)
-    return Rescored(directory, again, quality, answers, _changed(result, quality, answers))
+    kept_answers = to_keep(settings, answers)
+    return Rescored(directory, again, quality, kept_answers, _changed(result, quality, answers))
 
 
 def scored_now(found: Reuse, settings: WorkloadSettings) -> Reuse:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import cast
 
 from pytest_llem.errors import JsonValue, LlemError, SettingsError, StoreError
-from pytest_llem.job.answers import write_answers
-from pytest_llem.job.config import ExperimentConfig, ScoreBy
+from pytest_llem.job.answers import read_answers, write_answers
+from pytest_llem.job.config import ExperimentConfig, ScoreBy, WorkloadSettings
 from pytest_llem.job.files import expanded, write_bytes
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT
@@ -29,6 +29,7 @@ from pytest_llem.results.reading import load_rows, measurement_id
 from pytest_llem.results.rescored import Rescored, rescored
 from pytest_llem.results.run_verdict import run_findings
 from pytest_llem.results.schema import Result
+from pytest_llem.results.scored import to_keep
 from pytest_llem.results.store import RunStore, write_result
 from pytest_llem.results.summary import MetricSummary, summarise, summarise_metrics, write_summary
 from pytest_llem.results.terminal import counted, fitted_table, quantity, show
@@ -89,13 +90,17 @@ def _of_run(run: Path, wanted: str | ScoreBy | None) -> list[Rescored]:
 
 def _rescored(result: Result, directory: Path, wanted: str | ScoreBy | None) -> Rescored:
     """A cycle with new scores, by the scorer of its study unless another is wanted."""
-    settings = decode(ExperimentConfig, cast("JsonValue", result.experiment.config)).workload
+    settings = _settings(result)
     settings = settings if wanted is None else replace(settings, score=wanted, task=None)
     try:
         return rescored(result, directory, settings)
     except LlemError as problem:
         where = f"{result.study}[{result.experiment.id}-c{result.cycle}]"
         raise problem.restated(f"{where}: {problem.message}") from None
+
+
+def _settings(result: Result) -> WorkloadSettings:
+    return decode(ExperimentConfig, cast("JsonValue", result.experiment.config)).workload
 
 
 def _by_experiment(cycles: Sequence[Rescored]) -> list[list[Rescored]]:
@@ -198,8 +203,9 @@ def _write(run: Path, cycles: Sequence[Rescored], baseline_dir: Path) -> None:
         with store.lock(key):
             job_dir = JobDir(each.directory)
             number = next(n for n in count(1) if not (each.directory / f"result-{n}.json").exists())
-            for path in (job_dir.answers, job_dir.result):
-                write_bytes(path.with_name(f"{path.stem}-{number}{path.suffix}"), path.read_bytes())
+            earlier = to_keep(_settings(result), read_answers(job_dir.answers))
+            write_answers(job_dir.answers.with_stem(f"{job_dir.answers.stem}-{number}"), earlier)
+            write_bytes(job_dir.result.with_stem(f"{job_dir.result.stem}-{number}"), job_dir.result.read_bytes())
             write_answers(job_dir.answers, each.answers)
             write_result(job_dir, result)
     manifest = read_manifest(run / MANIFEST)

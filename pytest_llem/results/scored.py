@@ -56,9 +56,14 @@ def score_cycle(settings: WorkloadSettings, job_dir: JobDir) -> Scored | None:
         return Scored(scorer, answers, problem.message)
     except Exception as problem:  # noqa: BLE001 (a scorer may be anybody's)
         return Scored(scorer, answers, f"{type(problem).__name__}: {problem}")
-    kept = scored if settings.keep_answers else [replace(answer, text=None) for answer in scored]
+    kept = to_keep(settings, scored)
     write_answers(job_dir.answers, kept)
     return Scored(scorer, kept)
+
+
+def to_keep(settings: WorkloadSettings, scored: Sequence[Answered]) -> Sequence[Answered]:
+    """Answers that are scored as they are kept: without their texts, where a study says so."""
+    return scored if settings.keep_answers else [replace(answer, text=None) for answer in scored]
 
 
 def _scorer(settings: WorkloadSettings) -> Scorer:

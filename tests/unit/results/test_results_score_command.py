@@ -11,6 +11,7 @@ import pytest
 
 from pytest_llem.cli import main
 from pytest_llem.job.answers import read_answers
+from pytest_llem.job.config import ScoreBy
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import RunReport
 from pytest_llem.results.attempts import get_or_measure
@@ -175,6 +176,18 @@ def test_answers_that_were_not_kept_cannot_be_scored(tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().err
     assert "study[a-c1]: question 'q0': the text of its answer was not kept" in printed
     assert "fix: measure again without keep_answers: false" in printed
+
+
+def test_texts_that_are_not_kept_are_gone_once_they_are_scored(tmp_path: Path) -> None:
+    """A scorer that fails leaves them for another try, after which they stayed, in the earlier answers as well."""
+    settings = replace(SCORED, keep_answers=False, score=ScoreBy(python=f"{tmp_path}/absent.py:f"))
+    run = scored_run(tmp_path / "out", {"a": (10.0, answered(TEXTS))}, settings=settings, cycles=1)
+    assert "It is Paris" in "".join(path.read_text() for path in run.rglob("answers*.jsonl"))
+    assert main(["score", str(run), "--score", "contains", "--write"]) == 0
+    files = sorted(run.rglob("answers*.jsonl"))
+    assert [path.name for path in files] == ["answers-1.jsonl", "answers.jsonl"]
+    assert "Paris." not in "".join(path.read_text() for path in files)
+    assert [answer.score for answer in read_answers(files[1])] == [1, 1, 0, 0]
 
 
 def test_a_run_without_scored_answers_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
