@@ -100,9 +100,20 @@ def common_conditions(results: Sequence[Result]) -> dict[str, JsonValue]:
             common[name] = _sorted({str(entry) for value in values if isinstance(value, list) for entry in value})
         elif len(set(map(str, values))) > 1:
             common[name] = " and ".join(sorted(set(map(str, values))))
+    common |= {name: " and ".join(values) for name, values in mixed_scores(results).items()}
     # A disturbed cycle falls back to another estimator, with wider bounds: no difference between two runs.
     common[ESTIMATOR] = mode(_text(found[ESTIMATOR]) for found in (common, *others))
     return common
+
+
+def mixed_scores(results: Sequence[Result]) -> dict[str, list[str]]:
+    """In which of questions and scorer those cycles of an experiment differ that have scores, with the values.
+
+    A grader's file may be edited between two cycles, and a mean over both is one of neither.
+    """
+    scored = [conditions(result) for result in results if result.quality is not None and result.quality.scores]
+    values = {name: list(dict.fromkeys(str(each[name]) for each in scored)) for name in sorted(SCORED_ONLY)}
+    return {name: found for name, found in values.items() if len(found) > 1}
 
 
 def mixture(results: Sequence[Result], allow: Collection[str] = ()) -> list[str]:

@@ -18,6 +18,7 @@ from pytest_llem.results.comparability import (
     SETTLED_BY_SETTINGS,
     common_conditions,
     differences,
+    mixed_scores,
     mixture,
     settings_differences,
 )
@@ -144,6 +145,9 @@ def _budget_row(
         return gate_row(budget.metric, "budget", limit, unjudged(mixed, "not_comparable"), lost)
     measure = metric(budget.metric)
     upper = budget.op.startswith("<")
+    if measure.quality and (scores := mixed_scores(valid)):
+        told = "; ".join(f"the cycles differ in {name}: {', '.join(values)}" for name, values in scores.items())
+        return gate_row(budget.metric, "budget", limit, unjudged(told, "not_comparable"), lost)
     if measure.name != SLO_MET_SHARE and (hopeless := none_good(measure, now)) is not None:
         judged = hopeless if upper != measure.higher_is_better else unjudged(hopeless.reason)
         return gate_row(budget.metric, "budget", limit, judged, lost)

@@ -107,6 +107,9 @@ def summarised_scores(results: Sequence[Result]) -> Scores | None:
     if why is not None and None in reasons:
         cycles = ", ".join(f"c{result.cycle}" for result, reason in zip(results, reasons, strict=False) if reason)
         why = f"{cycles}: {why}"
+    by = dict.fromkeys(f"{each.scorer} {each.scorer_version}" for each in sections if each.scores)
+    if why is None and len(by) > 1:
+        why = f"cycles were scored by {' and '.join(by)}: `llem score RUN --write` scores all of them alike"
     return Scores(
         scorer=first.scorer,
         scorer_version=first.scorer_version,
@@ -120,9 +123,9 @@ def summarised_scores(results: Sequence[Result]) -> Scores | None:
 
 
 def asked_questions(results: Sequence[Result]) -> Questions | None:
-    """Each question's means over cycles with the same questions; `None` where they are others, or none was scored."""
+    """Each question's means over cycles; `None` where these have other questions or scorers, or no scores."""
     sections = [each for each in (result.quality for result in results) if each is not None and each.scores]
-    if len({each.questions_hash for each in sections}) != 1:
+    if len({(each.questions_hash, each.scorer, each.scorer_version) for each in sections}) != 1:
         return None
     columns = [zip(*(getattr(each, name) for each in sections), strict=True) for name in Questions.__annotations__]
     return Questions(*([fmean(of) for of in column] for column in columns))

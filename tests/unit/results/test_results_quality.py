@@ -165,6 +165,17 @@ def test_cycles_of_other_questions_have_no_interval(bench: Bench, key: CycleKey)
     assert figures["joules_per_correct_answer"].uncertainty is None
 
 
+def test_cycles_of_two_scorers_have_no_interval_and_say_why(bench: Bench, key: CycleKey) -> None:
+    """A grader that is edited while a run goes on: the mean over both versions looked as sure as that of one."""
+    results = [cycle(bench, key, answered(RIGHT, WRONG), number=number) for number in (1, 2)]
+    edited = replace(section(results[1]), scorer_version="2")
+    row = summary([results[0], results[1].model_copy(update={"quality": edited})], key)
+    assert (row.metrics["accuracy"].value, row.metrics["accuracy"].low) == (0.5, None)
+    assert row.scores is not None
+    assert row.scores.reason is not None
+    assert row.scores.reason.startswith("cycles were scored by exact 1 and exact 2: ")
+
+
 def test_a_scorer_that_failed_costs_the_scores_alone(bench: Bench, key: CycleKey) -> None:
     results = [cycle(bench, key, answered(RIGHT, WRONG), number=n, problem="the scorer raised") for n in (1, 2)]
     row = summary(results, key)

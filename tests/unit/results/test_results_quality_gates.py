@@ -220,6 +220,23 @@ def test_an_effect_on_accuracy_is_no_surer_than_its_questions_allow() -> None:
     assert high == pytest.approx(1 / (1 - 4 / 44 / 0.75), abs=0.02)
 
 
+def test_cycles_of_two_scorers_are_judged_in_no_metric_of_right_answers() -> None:
+    """A grader that was edited while a run went on gave a mean of both, which passed budgets and comparisons."""
+    run = scored_run("now", BEFORE)
+    edited = run[1].result
+    assert edited is not None
+    assert edited.quality is not None
+    edited = edited.model_copy(update={"quality": replace(edited.quality, scorer_version="2")})
+    run[1] = replace(run[1], result=edited)
+    limits = (ACCURACY, COST, parse_fail_if("joules_per_output_token", "5%"))
+    budgets = [parse_budget("accuracy", ">= 0.5"), parse_budget("joules_per_output_token", "<= 9")]
+    rows = judge_experiment(run, budgets, Comparison(limits), saved(scored_run("before", BEFORE))).rows
+    of_answers = [row for row in rows if row.metric != "joules_per_output_token"]
+    assert {row.status for row in of_answers} == {"not_comparable"}
+    assert all("exact 1" in row.reason and "exact 2" in row.reason for row in of_answers)
+    assert [row.status for row in rows if row not in of_answers] == ["pass", "pass"]
+
+
 def test_a_cycle_in_turn_whose_answers_have_no_scores_is_left_out() -> None:
     """One cycle that could not be scored made all others `questions: 500 -> 0, 500 of them`."""
     one, other = ([each.result for each in scored_run(run, [answers(500, 100)] * 4) if each.result] for run in "ab")
