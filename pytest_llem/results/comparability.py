@@ -7,6 +7,7 @@ a changed one is one line in a baseline's diff; their names are published (`comp
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import mode
 from typing import cast
@@ -30,6 +31,7 @@ SLO = "slo"
 QUESTIONS = "questions"
 SCORED_ONLY = frozenset({QUESTIONS, "scorer"})
 """Conditions of metrics that count right answers."""
+SHA256 = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 SETTLED_BY_SETTINGS = ("dtype", "quantization", "load_shape", "cache", "arrivals_hash")
 """Conditions that follow from settings: they may differ where the same work is judged under changed settings."""
 SHOWN_SETTINGS = 5
@@ -160,8 +162,11 @@ def differences(
             continue  # other boards have other calibrations: their gains decide
         if name != DEVICE_IDS:
             absent = "none" if name in ("cache", *SCORED_ONLY) else "unknown"
-            sides = [value[:12] if name == QUESTIONS and isinstance(value, str) else value for value in (before, now)]
-            problems.append(f"{name}: {' -> '.join(_shown(value, absent) for value in sides)}")
+            sides = " -> ".join(_shown(value, absent) for value in (before, now))
+            if name in SCORED_ONLY:
+                sides = SHA256.sub(r"\1", sides)
+                sides = f"{sides} (save the baseline again, or allow: [{name}])"
+            problems.append(f"{name}: {sides}")
             continue
         combined = math.hypot(*(UNKNOWN_GAIN if error is None else error for error in gain))
         if abs(limit) <= combined and baseline.get("device_count") == current.get("device_count"):

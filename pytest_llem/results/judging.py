@@ -39,7 +39,7 @@ from pytest_llem.results.gate_rows import (
 from pytest_llem.results.gates import MIN_CYCLES, judge_budget, judge_share, unjudged
 from pytest_llem.results.measured_cycles import MeasuredCycles, cycles_of
 from pytest_llem.results.metrics import Metric, metric, shipped, why_absent
-from pytest_llem.results.question_rows import NO_SCORES, accuracy_row, sampling_rel, unpaired
+from pytest_llem.results.question_rows import NO_SCORES, accuracy_row, narrowing, sampling_rel, unpaired
 from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
@@ -235,14 +235,12 @@ def _ratio_row(
     relative = limit.relative_to(before) if before is not None else relative
     correlated = now.correlated
     spread = repeatability.of(measure.name, now.conditions) if repeatability is not None else None
-    how: Any = {
-        "correlated": correlated,
-        "spread": spread,
-        "questions_rel": sampling_rel(measure, [*chain(*scores)], now.scores, alpha=comparison.alpha),
-    }
+    sampling = sampling_rel(measure, [*chain(*scores)], now.scores, alpha=comparison.alpha)
+    how: Any = {"correlated": correlated, "spread": spread, "questions_rel": sampling}
     verdict = judge_change(measure, relative, measured, values, comparison.alpha, **how)
     verdict = unless_more(verdict, "fail", measure, now)
-    verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before, comparison.alpha))
+    more = narrowing(verdict, sampling, comparison.alpha)
+    verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before, comparison.alpha, more))
     return replace(
         compared_row(limit, verdict, lost, before, centre(values)),
         limit_ratio=1 + relative.limit,
@@ -296,11 +294,14 @@ def judge_in_turn(
             alike = unjudged(f"{hopeless.reason}, nor before")
             rows.append(compared_row(limit, hopeless if before_all else alike, lost, before_all))
             continue
-        how: Any = {"paired": True, "questions_rel": sampling_rel(measure, *scores, alpha=comparison.alpha)}
+        sampling = sampling_rel(measure, *scores, alpha=comparison.alpha)
+        how: Any = {"paired": True, "questions_rel": sampling}
         verdict = judge_change(measure, relative, [firsts], seconds, comparison.alpha, **how)
         for side, doubtful in ((before, "pass"), (now, "fail")):
             verdict = unless_more(verdict, doubtful, measure, cycles_of(side))
-        verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before_all, comparison.alpha))
+        more = narrowing(verdict, sampling, comparison.alpha)
+        told = compared(verdict, measure, limit, relative, before_all, comparison.alpha, more)
+        verdict = replace(verdict, reason=told)
         row = compared_row(limit, verdict, lost, before_all, centre(seconds))
         rows.append(replace(row, limit_ratio=1 + relative.limit, basis=f"{len(pairs)} pairs of cycles in turn"))
     return GateReport(now[0].study, now[0].experiment.id, tuple(rows), strict)

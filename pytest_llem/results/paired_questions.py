@@ -50,7 +50,8 @@ class PairedVerdict:
     """What became of the mean score, as a difference from 0 to 1 with its one-sided bounds at `alpha` on either side.
 
     `noise` bounds how often equal runs would lose as much; `None` where that was not asked. `worse` and `better` count
-    questions; `whole` says that each was right or wrong in all cycles.
+    questions; `whole` says that each was right or wrong in all cycles. `needed` is how many questions would decide if
+    as many of a hundred changed; `None` where it was decided, or no number does.
     """
 
     status: Status
@@ -63,6 +64,7 @@ class PairedVerdict:
     worse: int
     better: int
     whole: bool
+    needed: int | None
 
 
 def judge_questions(
@@ -84,19 +86,29 @@ def judge_questions(
     # Rounded, so that means of equal scores over other numbers of cycles are equal.
     differences = [round(new - old, 9) for old, new in zip(mean_scores(before), now, strict=True)]
     change, low, high = mean_difference(differences, alpha)
-    level, noise = fmean(mean_scores(before)), None
+    level, noise, needed = fmean(mean_scores(before)), None, None
+    tolerated = -limit - (limit if resolution is None else resolution)
     status: Status = "inconclusive"
+    chance = None
+    if change < -limit and limit >= 0:
+        dealt = correlated or len(baselines) >= RUNS_FOR_ESTIMATE
+        units = (before, [now]) if dealt else ([cycle for run in baselines for cycle in run], current)
+        chance = chance_of_loss(*units)
     if high < -limit:
-        if limit >= 0:
-            dealt = correlated or len(baselines) >= RUNS_FOR_ESTIMATE
-            units = (before, [now]) if dealt else ([cycle for run in baselines for cycle in run], current)
-            noise = chance_of_loss(*units)
+        noise = chance
         status = "fail" if noise is None or noise <= alpha / NOISE else "inconclusive"
-    elif low > -limit - (limit if resolution is None else resolution):
+    elif low > tolerated:
         status = "pass"
+    else:
+        takes = [_takes(differences, tolerated, alpha)] if change > tolerated else []
+        if change < -limit:
+            # The logarithm of that chance goes with the number of questions.
+            by_noise = math.log(alpha / NOISE) / math.log(chance) if chance is not None and chance < 1 else 0.0
+            takes.append(max(_takes(differences, -limit, alpha), len(differences) * by_noise))
+        needed = math.floor(min(takes)) + 1 if takes else None
     worse, better = sum(each < 0 for each in differences), sum(each > 0 for each in differences)
     whole = all(abs(each) in (0, 1) for each in differences)
-    return PairedVerdict(status, level, change, low, high, noise, len(differences), worse, better, whole)
+    return PairedVerdict(status, level, change, low, high, noise, len(differences), worse, better, whole, needed)
 
 
 def mean_difference(differences: Sequence[float], alpha: float) -> tuple[float, float, float]:
@@ -108,6 +120,13 @@ def mean_difference(differences: Sequence[float], alpha: float) -> tuple[float, 
         return (tested - mean) ** 2 * count <= quantile**2 * _variance_at(counts, count, tested)
 
     return mean, _edge(holds, mean, -1.0), _edge(holds, mean, 1.0)
+
+
+def _takes(differences: Sequence[float], excluded: float, alpha: float) -> float:
+    """How many questions with differences as these it takes to exclude a change, at level `alpha`."""
+    count, mean, counts = len(differences), fmean(differences), Counter(round(each, GRID) for each in differences)
+    quantile = NormalDist().inv_cdf(1 - alpha)
+    return quantile**2 * _variance_at(counts, count, excluded) / (excluded - mean) ** 2
 
 
 def relative_error(before: Scores, now: Scores) -> float:

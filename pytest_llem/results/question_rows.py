@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist, fmean
 
-from pytest_llem.job.metric_names import MetricName
+from pytest_llem.job.metric_names import ACCURACY, MetricName
 from pytest_llem.results.gate_report import GateRow
 from pytest_llem.results.gate_rows import compared_row, limit_text, not_comparable
 from pytest_llem.results.gates import Verdict
@@ -24,7 +24,7 @@ from pytest_llem.results.paired_questions import (
 )
 from pytest_llem.results.questions import accuracy_interval
 from pytest_llem.results.schema import Result
-from pytest_llem.results.verdict_text import MORE, level, points
+from pytest_llem.results.verdict_text import MORE, MORE_CYCLES, level, points
 from pytest_llem.study.limits import FailIf, change_text
 
 Cycles = Sequence[Scores]
@@ -79,6 +79,15 @@ def _as_error(mean: float, alpha: float, low: float, high: float) -> float:
     """The standard error of the logarithm of a mean whose normal interval has the longer of both sides."""
     lowest = max(low, mean / UNKNOWN_BELOW)
     return max(math.log(mean / lowest), math.log(high / mean)) / NormalDist().inv_cdf(1 - alpha)
+
+
+def narrowing(verdict: Verdict, questions_rel: float, alpha: float) -> str:
+    """What narrows a ratio's bounds most: more cycles, or questions where their choice is over half of the variance."""
+    if verdict.ci_low is None or verdict.ci_high is None or not verdict.ci_low > 0:
+        return MORE_CYCLES
+    half = math.log(verdict.ci_high / verdict.ci_low) / 2
+    by_questions = NormalDist().inv_cdf(1 - alpha) * questions_rel
+    return f"{MORE[ACCURACY]}, on both sides" if 2 * by_questions**2 > half**2 else MORE_CYCLES
 
 
 def changed_mean(runs: Sequence[Cycles], now: Cycles, alpha: float) -> tuple[float, float, float, float]:
@@ -137,4 +146,13 @@ def _told(found: PairedVerdict, limit: FailIf, alpha: float, shared: bool) -> st
             "a loaded engine that all cycles share shows none (isolation: process)" if shared else "measure more cycles"
         )
         return f"{chance}: {more}"
-    return f"{told}: too wide to tell, to pass {excluded} must be excluded; {MORE[limit.metric]}"
+    return f"{told}: too wide to tell, to pass {excluded} must be excluded; {_more(found.needed)}"
+
+
+def _more(needed: int | None) -> str:
+    """`ask more questions, on both sides: about 140 would do, if the same share of them changes`, rounded up."""
+    if needed is None:
+        return MORE[ACCURACY]
+    unit = 10 ** max(0, len(str(needed)) - 2)
+    about = -(-needed // unit) * unit
+    return f"{MORE[ACCURACY]}, on both sides: about {about:,} would do, if the same share of them changes"

@@ -13,6 +13,7 @@ from pytest_llem.study.limits import SHARES, Budget, FailIf, change_text
 
 MORE = {SLO_MET_SHARE: "raise workload.prompts", ACCURACY: "ask more questions"}
 """What narrows a bound, where it is not more cycles."""
+MORE_CYCLES = "measure more cycles"
 UNCHANGED = 0.0005
 """Chosen: a change below it reads as 0.0 %."""
 
@@ -46,11 +47,17 @@ def points(change: float) -> str:
 
 
 def compared(
-    verdict: Verdict, measure: MetricName, limit: FailIf, relative: FailIf, baseline: float | None, alpha: float
+    verdict: Verdict,
+    measure: MetricName,
+    limit: FailIf,
+    relative: FailIf,
+    baseline: float | None,
+    alpha: float,
+    more: str = MORE_CYCLES,
 ) -> str:
     """What a comparison found: `fell by 88.5 % (90 % interval -89.2 % to -87.7 %), the limit is -30 %`.
 
-    `relative` is the `limit` as a fraction of the `baseline`. Each bound is one-sided at `alpha`.
+    `relative` is the `limit` as a fraction of the `baseline`. Each bound is one-sided at `alpha`; `more` narrows it.
     """
     if verdict.ratio is None or verdict.ci_low is None or verdict.ci_high is None:
         return verdict.reason
@@ -67,7 +74,7 @@ def compared(
     told = f"{shown}, the limit is {change_text(limit.metric, limit.limit, absolute=limit.absolute)}"
     excluded = said(_excluded(measure, relative))
     if verdict.status == "inconclusive":
-        return f"{told}: too wide to tell, to pass {excluded} must be excluded; measure more cycles{verdict.note}"
+        return f"{told}: too wide to tell, to pass {excluded} must be excluded; {more}{verdict.note}"
     beyond = verdict.ci_low < 1 + relative.limit if measure.higher_is_better else verdict.ci_high > 1 + relative.limit
     return told + (f": {excluded} is excluded" if verdict.status == "pass" and beyond else "") + verdict.note
 
@@ -85,7 +92,7 @@ def budgeted(verdict: Verdict, budget: Budget, alpha: float, systematic: float) 
     causes = "gain, sensor and questions" if budget.metric == JOULES_PER_CORRECT else "gain and sensor"
     wider = f", widened by {100 * systematic:.1f} % for {causes}" if systematic else ""
     told = f"is {value} ({level(alpha)} interval {low} to {high}{wider}), the budget is {budget.op} "
-    more = MORE.get(budget.metric, "measure more cycles")
+    more = MORE.get(budget.metric, MORE_CYCLES)
     unsure = f": too wide to tell; {more}" if verdict.status == "inconclusive" else ""
     return told + in_unit(budget.metric, budget.limit) + unsure + verdict.note
 

@@ -79,7 +79,8 @@ def parse_budget(metric: str, text: object) -> Budget:
     is_share = metric_name(metric).unit == "1"
     match = _BUDGET.match(text) if isinstance(text, str) else None
     if match is None or (match.group(3) and not is_share):
-        fix = f'write an operator and a number: "<= {_n(text)}"'
+        example = ">= 99%" if metric in SHARES else f"<= {_n(text)}"
+        fix = f'write an operator and a number: "{example}"'
         raise SettingsError(f"{metric}: {text!r} is not a budget", fix=fix)
     op: Operator = match.group(1)  # type: ignore[assignment]
     limit = of_percent(match.group(2)) if match.group(3) else float(match.group(2))
@@ -145,9 +146,11 @@ def parse_fail_if(metric: str, text: object, resolution: object = None) -> FailI
     higher_is_better = metric_name(metric).higher_is_better
     if smallest is None and not (limit < 0 if higher_is_better else limit > 0):
         example = "1%" if not absolute else "1 point" if metric in SHARES else f"0.01 {_unit(metric)}"
+        resolved = f"resolution: {{{metric}: {example}}}"
+        turned = f" ({metric}: {'-' * higher_is_better}{str(text).lstrip('+-')})" if limit else ""
         raise SettingsError(
             f"{metric}: {text} allows no worsening at all ({'higher' if higher_is_better else 'lower'} is better)",
-            fix=f"turn the sign, or state the smallest change that matters: resolution: {{{metric}: {example}}}",
+            fix=f"turn the sign{turned}, or state the smallest change that matters: {resolved}",
         )
     return FailIf(metric, limit, smallest, absolute)
 

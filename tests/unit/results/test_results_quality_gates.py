@@ -106,10 +106,38 @@ def test_sides_may_have_different_numbers_of_cycles() -> None:
 def test_undecided_says_what_would_decide_it() -> None:
     few = judged([answers(40, 2)] * 3, [answers(40)] * 3)
     assert few.status == "inconclusive"
-    assert few.reason.endswith("too wide to tell, to pass -2 points must be excluded; ask more questions")
+    assert few.reason.endswith(
+        "too wide to tell, to pass -2 points must be excluded; "
+        "ask more questions, on both sides: about 69 would do, if the same share of them changes"
+    )
     single = judged([answers(500, 109)], BEFORE[:1])
     assert single.reason.endswith("up to 0.2 % of equal runs may lose as much by their own noise: measure more cycles")
     assert (few.cause(), single.cause()) == ("too few questions", "too noisy")
+
+
+@pytest.mark.parametrize("changes", [(3, 2), (2, 2), (1, 0), (3, 0), (4, 0)])
+def test_as_many_questions_as_it_says_decide(changes: tuple[int, int]) -> None:
+    """With a number that is too small both sides are measured again, and undecided again."""
+    lost, gained = changes
+    before = [1.0] * lost + [0.0] * gained + [1.0] * (200 - lost - gained)
+    now = [0.0] * lost + [1.0] * gained + [1.0] * (200 - lost - gained)
+    needed = judge_questions([[before]], [now], 0.01).needed
+    assert needed is not None
+    times = needed // len(now)
+    assert judge_questions([[before * times]], [now * times], 0.01).status == "inconclusive"
+    assert judge_questions([[before * (times + 1)]], [now * (times + 1)], 0.01).status == (
+        "pass" if lost < 3 or gained else "fail"
+    )
+
+
+def test_joules_per_right_answer_ask_for_what_makes_them_unsure() -> None:
+    """Where questions flip their choice is what the interval is made of, which no number of cycles narrows."""
+    limit = "joules_per_correct_answer: 1%"
+    before, flipped = [0.0] * 20 + [1.0] * 80, [1.0] * 20 + [0.0] * 20 + [1.0] * 60
+    (row,) = against(scored_run("now", [flipped] * 3), saved(scored_run("b", [before] * 3)), limit).rows
+    assert row.reason.endswith("must be excluded; ask more questions, on both sides"), row.reason
+    (row,) = against(scored_run("now", BEFORE, watts=10.1), saved(scored_run("b", BEFORE)), limit).rows
+    assert row.reason.endswith("must be excluded; measure more cycles"), row.reason
 
 
 def test_what_flips_by_itself_is_no_loss() -> None:
@@ -282,7 +310,7 @@ def test_other_questions_or_another_scorer_are_other_work() -> None:
     now, before = scored_run("now", BEFORE, questions="f" * 64), saved(scored_run("before", BEFORE))
     (row,) = against(now, before).rows
     assert row.status == "not_comparable"
-    assert row.reason.endswith("-> ffffffffffff")
+    assert row.reason.endswith("-> ffffffffffff (save the baseline again, or allow: [questions])")
     (row,) = against(now, before, "joules_per_output_token: 5%").rows
     assert row.status == "pass", "tokens are not scored"
     (row,) = against(now, before, allow=["questions"]).rows
@@ -290,10 +318,10 @@ def test_other_questions_or_another_scorer_are_other_work() -> None:
     fewer = scored_run("now", [answers(499, 100)] * 3)
     (row,) = against(fewer, before, allow=["questions", "input_tokens"]).rows
     assert row.reason == "questions: 500 -> 499 of them"
-    rescored = scored_run("now", BEFORE, scorer_version="9")
+    rescored = scored_run("now", BEFORE, scorer_version="ab" * 32)
     (row,) = against(rescored, before).rows
     assert row.reason.startswith("scorer: exact ")
-    assert row.reason.endswith("-> exact 9")
+    assert row.reason.endswith("-> exact abababababab (save the baseline again, or allow: [scorer])")
 
 
 def test_a_saved_baseline_judges_as_its_run_does(tmp_path: Path) -> None:

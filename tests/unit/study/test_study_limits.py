@@ -39,7 +39,9 @@ def test_a_limit_is_percent_or_in_the_metrics_unit(
         ("ttft_p99_s", "50 ms", "ttft_p99_s: 50 s"),
         ("ttft_p99_s", "5 J", "5 s"),
         ("mfu", "0.05", "mfu: 0.05%"),
-        ("output_tokens_per_s", "20/s", "turn the sign"),
+        ("output_tokens_per_s", "20/s", "turn the sign (output_tokens_per_s: -20/s), or"),
+        ("joules_per_output_token", "-5%", "turn the sign (joules_per_output_token: 5%), or"),
+        ("joules_per_output_token", "0%", "turn the sign, or"),
         ("ttft_p99_s", "-0.1 s", "resolution: {ttft_p99_s: 0.01 s}"),
         ("joules_per_output_token", "nan%", "write percent: joules_per_output_token: 5%"),
         ("joules_per_output_token", "-150%", "write percent: joules_per_output_token: 5%"),
@@ -95,7 +97,11 @@ def test_a_loss_of_right_answers_is_in_points(text: str, limit: float, shown: st
         ("-0.01", "'-0.01' is not a change in points", "write accuracy: -1 point"),
         (-0.01, "is not a change in points", "write accuracy: -1 point"),
         ("-100 points", "is not a change in points", "write accuracy: -1 point"),
-        ("1 point", "allows no worsening at all", "turn the sign, or state the smallest change that matters"),
+        (
+            "1 point",
+            "allows no worsening at all",
+            "turn the sign (accuracy: -1 point), or state the smallest change that matters",
+        ),
     ],
 )
 def test_a_percent_of_the_accuracy_is_refused_because_a_point_was_meant(text: object, message: str, fix: str) -> None:
