@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint
 
 from pytest_llem.errors import SettingsError, WorkloadError
 from pytest_llem.job.config import ScoreBy, WorkloadSettings
+from pytest_llem.job.redaction import hidden, redacted
 from pytest_llem.job.registered import registered
 from pytest_llem.job.request import Question
 from pytest_llem.scoring.given import GROUP, FileScorer, RegexScorer, RegisteredScorer
@@ -22,6 +23,10 @@ from pytest_llem.scoring.texts import TEXT_SCORERS
 
 SCORERS: Mapping[str, Scorer] = {**TEXT_SCORERS, "numeric": Numeric()}
 """The scorers of this package by their names."""
+HIDDEN = (
+    "its id or its answer key holds what looks like a credential, which is hidden (***) in every file that is written: "
+    "any other hidden answer would be taken for it"
+)
 
 
 @cache
@@ -62,7 +67,7 @@ def _given(score: ScoreBy) -> Scorer:
 
 
 def require_keys(settings: WorkloadSettings, questions: Sequence[Question]) -> None:
-    """Raise `WorkloadError` for the first answer key that the scorer cannot read, with where it stands.
+    """Raise `WorkloadError` for the first answer key that the scorer cannot read, or no file keeps, with where it is.
 
     Workers call it as well: where a package that registers the scorer is lacking, any key will do. A task brings keys
     that it can read.
@@ -73,8 +78,11 @@ def require_keys(settings: WorkloadSettings, questions: Sequence[Question]) -> N
         scorer = None
     if scorer is None:
         return
+    secrets = hidden()
     for question in questions:
         try:
+            if redacted([question.id, question.target], secrets) != [question.id, question.target]:
+                raise WorkloadError(HIDDEN, fix="write it otherwise, or leave the question out")
             scorer.check(question.target)
         except WorkloadError as problem:
             text = f"{question.where}: {problem.message}".removeprefix(": ")

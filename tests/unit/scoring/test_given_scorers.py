@@ -230,3 +230,11 @@ def test_no_process_outlives_its_scoring(grading: Make) -> None:
         grading("gone").score("a", Question("1", "a"))
     grading("grade").score("a", Question("1", "a"))
     assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("target", ["password: letmein", ["Paris", "https://user:word@example.org"]])
+def test_a_key_that_no_file_keeps_is_an_error(target: JsonValue) -> None:
+    """Answers are scored as files have them, without what looks like one: `password: hunter2` was right as well."""
+    questions = [Question("q1", "Paris", "q.jsonl:1"), Question("q2", target, "q.jsonl:2")]
+    with pytest.raises(WorkloadError, match=r"q\.jsonl:2: its id or its answer key holds what looks like a credential"):
+        require_keys(WorkloadSettings(score="exact"), questions)
