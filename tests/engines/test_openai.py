@@ -165,6 +165,17 @@ def test_a_server_that_passes_over_stop_strings_is_found_out(bench: Bench, stop:
     assert codes(engine)[0] == codes_found
 
 
+@pytest.mark.parametrize(("said", "codes_found"), [("short", []), ("w" * 80, ["stop_ignored"])])
+def test_a_stop_string_in_thoughts_alone_ends_no_answer(bench: Bench, said: str, codes_found: list[str]) -> None:
+    """Servers that tell thoughts apart may look for strings behind them alone: each cycle was invalid for that."""
+    engine = bench.engine(bench.server())
+    requests = [replace(request, stop=("w",)) for request in texts(2)]
+    engine.reset_statistics()
+    done = engine.generate(requests, lambda _done, _total: None)
+    engine._ready().observations.read([replace(one, text="w" * 80 + said, said=said) for one in engine.read(done)])
+    assert codes(engine)[0] == codes_found
+
+
 def test_a_server_that_ignores_a_fixed_length_is_found_out(bench: Bench) -> None:
     engine = bench.engine(bench.server("short"))
     assert [c.generated for c in run(engine, texts(2))] == [2, 2]

@@ -88,7 +88,9 @@ class Observations:
         for completion in done:
             if completion.error is None:
                 times, after_first = completion.token_times_ns, max(0, completion.generated - 1)
-                stop, text = self._stops.get(completion.index, ()), completion.text or ""
+                # Some servers end thoughts at stop strings, and some do not.
+                stop = self._stops.get(completion.index, ())
+                text = (completion.text if completion.said is None else completion.said) or ""
                 behind = len(text) - len(before_stop(text, stop)) - max(map(len, stop), default=0)
                 self._gone_on += behind > LONGEST_TOKEN
                 self._cached_tokens += completion.cached_tokens or 0
