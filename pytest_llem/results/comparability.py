@@ -31,7 +31,6 @@ SLO = "slo"
 QUESTIONS = "questions"
 SCORED_ONLY = frozenset({QUESTIONS, "scorer"})
 """Conditions of metrics that count right answers."""
-SHA256 = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 SETTLED_BY_SETTINGS = ("dtype", "quantization", "load_shape", "cache", "arrivals_hash")
 """Conditions that follow from settings: they may differ where the same work is judged under changed settings."""
 SHOWN_SETTINGS = 5
@@ -78,7 +77,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         ESTIMATOR: _estimator(result),
         SLO: _slo(result),
         QUESTIONS: None if result.quality is None else result.quality.questions_hash,
-        "scorer": None if result.quality is None else f"{result.quality.scorer} {result.quality.scorer_version[:12]}",
+        "scorer": None if result.quality is None else f"{result.quality.scorer} {result.quality.scorer_version}",
         THERMAL_STATE: None if result.thermal.state == "unknown" else result.thermal.state,
     }
 
@@ -116,6 +115,11 @@ def mixed_scores(results: Sequence[Result]) -> dict[str, list[str]]:
     scored = [conditions(result) for result in results if result.quality is not None and result.quality.scores]
     values = {name: list(dict.fromkeys(str(each[name]) for each in scored)) for name in sorted(SCORED_ONLY)}
     return {name: found for name, found in values.items() if len(found) > 1}
+
+
+def short_hashes(text: str) -> str:
+    """The text with the first twelve digits of each SHA-256, which tell them apart; versions stay whole."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", text)
 
 
 def mixture(results: Sequence[Result], allow: Collection[str] = ()) -> list[str]:
@@ -164,8 +168,7 @@ def differences(
             absent = "none" if name in ("cache", *SCORED_ONLY) else "unknown"
             sides = " -> ".join(_shown(value, absent) for value in (before, now))
             if name in SCORED_ONLY:
-                sides = SHA256.sub(r"\1", sides)
-                sides = f"{sides} (save the baseline again, or allow: [{name}])"
+                sides = f"{short_hashes(sides)} (save the baseline again, or allow: [{name}])"
             problems.append(f"{name}: {sides}")
             continue
         combined = math.hypot(*(UNKNOWN_GAIN if error is None else error for error in gain))

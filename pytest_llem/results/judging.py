@@ -21,6 +21,7 @@ from pytest_llem.results.comparability import (
     mixed_scores,
     mixture,
     settings_differences,
+    short_hashes,
 )
 from pytest_llem.results.gate_report import BaselineNamed, GateReport, GateRow
 from pytest_llem.results.gate_rows import (
@@ -146,7 +147,9 @@ def _budget_row(
     measure = metric(budget.metric)
     upper = budget.op.startswith("<")
     if measure.quality and (scores := mixed_scores(valid)):
-        told = "; ".join(f"the cycles differ in {name}: {', '.join(values)}" for name, values in scores.items())
+        told = "; ".join(
+            f"the cycles differ in {name}: {short_hashes(', '.join(values))}" for name, values in scores.items()
+        )
         return gate_row(budget.metric, "budget", limit, unjudged(told, "not_comparable"), lost)
     if measure.name != SLO_MET_SHARE and (hopeless := none_good(measure, now)) is not None:
         judged = hopeless if upper != measure.higher_is_better else unjudged(hopeless.reason)

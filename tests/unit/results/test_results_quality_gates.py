@@ -324,6 +324,15 @@ def test_other_questions_or_another_scorer_are_other_work() -> None:
     assert row.reason.endswith("-> exact abababababab (save the baseline again, or allow: [scorer])")
 
 
+def test_versions_that_differ_in_their_end_are_other_scorers() -> None:
+    """A task's version has the harness in front; cut short, a task with corrected keys counted as the same."""
+    versions = [f"lm_eval 0.4.13, task 1.0, {end * 12}" for end in "ab"]
+    before, now = (scored_run(each, BEFORE, scorer_version=each) for each in versions)
+    (row,) = against(now, saved(before)).rows
+    assert row.status == "not_comparable"
+    assert all(version in row.reason for version in versions)
+
+
 def test_a_saved_baseline_judges_as_its_run_does(tmp_path: Path) -> None:
     """Scores are kept in a line a cycle: what the first has, and what others have otherwise."""
     flipping = [answers(500, 100), answers(500, 101), [0.5, *answers(499, 99)]]
