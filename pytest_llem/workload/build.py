@@ -257,9 +257,11 @@ def _conversation(messages: Messages, tokenizer: Tokenizer, *, as_messages: bool
     except EngineSettingError as problem:
         if as_messages:
             return _Prompt((), None, 0, messages)
+        why = problem.message.removeprefix("workload.dataset: ").replace("refuses a session", "refuses it")
         raise EngineSettingError(
-            f"workload.system_prompt and workload.few_shot cannot be put into messages: {problem.message}",
-            fix="set workload.chat_template: false, which puts them in front as text",
+            f"workload.chat_template: a question cannot be sent as a chat, with what is in front of it: {why}",
+            fix="leave workload.system_prompt or workload.few_shot out, or set workload.chat_template: false, which "
+            "puts them in front as text",
         ) from None
     return _Prompt(ids, None, len(ids), messages if as_messages else None)
 
