@@ -82,8 +82,10 @@ def lines(entry: NamedBudget) -> list[str]:
     what = f"{budget.n} valid cycle{'s' * (budget.n != 1)}" if entry.cycle is None else f"cycle {entry.cycle} alone"
     if budget.unit in PREFIXED:
         figure = quantity(budget.value, budget.unit, budget.uncertainty)
+    elif budget.unit == "1":
+        figure = f"{plus_minus(100 * budget.value, budget.uncertainty and 100 * budget.uncertainty)} %"
     else:
-        figure = f"{plus_minus(budget.value, budget.uncertainty)} {budget.unit}".removesuffix(" 1")
+        figure = f"{plus_minus(budget.value, budget.uncertainty)} {budget.unit}"
     shown = f"{budget.metric}: {figure}"
     if budget.coverage_factor is not None:
         shown += f" (95 %, k={budget.coverage_factor:.3g})"
@@ -108,7 +110,7 @@ def lines(entry: NamedBudget) -> list[str]:
         causes = " and ".join(part.name for part in budget.components)
         notes.append(f"of {causes} alone: scatter and the state of the machine show only between cycles and runs")
     if budget.low is not None and budget.high is not None and any(part.below is not None for part in budget.components):
-        low, high = (_amount(bound, budget.unit) for bound in (budget.low, budget.high))
+        low, high = (_amount(max(0.0, bound), budget.unit) for bound in (budget.low, budget.high))
         notes.append(f"its sides are not even: from {low} to {high}")
     if any(part.value is None for part in budget.components) and not budget.unknown:
         notes.append("what is not known is left out of the sum")

@@ -68,6 +68,13 @@ def by_axis(
     if not found:
         raise SettingsError(f"{path}: no axis {name!r}", fix=_fix(placed))
     if not any(effect.pairs for each in found for effect in each.effects):
+        if metrics and not any(
+            metric(each).of(result) is not None for each in metrics for result in joined_shards.valid
+        ):
+            raise SettingsError(
+                f"{path}: nothing to compare: no valid cycle has {' or '.join(metrics)}",
+                fix="docs/metrics.md says when it is null; name another metric",
+            )
         raise SettingsError(
             f"{path}: nothing to compare: no two experiments with valid cycles differ in {name} alone",
             fix="see what is valid with llem list, or compare another axis, metric or --reference",

@@ -55,7 +55,10 @@ def rescored(result: Result, directory: Path, settings: WorkloadSettings) -> Res
         raise SettingsError("its study names no scorer", fix="name one by --score")
     before = read_answers(JobDir(directory).answers)
     for answer in before:
-        scorer.check(answer.target)
+        try:
+            scorer.check(answer.target)
+        except LlemError as problem:
+            raise problem.restated(f"question {answer.question!r}: {problem.message}") from None
     answers = score_answers(scorer, before)
     quality = derive_quality(settings, scorer, answers, None, result.energy, _requests(directory, answers))
     kept = [note for note in result.warnings if note.code not in FOLLOW]

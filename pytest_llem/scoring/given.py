@@ -109,7 +109,7 @@ class FileScorer(FunctionScorer):
             raise SettingsError(text, fix="write FILE:FUNCTION, such as grading.py:grade")
         self._path = expanded(file).absolute()
         self.name = f"python: {self._path.name}:{self._function}"  # the same from another checkout
-        self.remedy = f"correct {self._path.name}; llem score scores stored answers again"
+        self.remedy = f"correct {self._path.name}"
 
     @cached_property
     def _source(self) -> bytes:

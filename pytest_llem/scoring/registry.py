@@ -52,10 +52,16 @@ def scorer_of(settings: WorkloadSettings) -> Scorer | None:
     points = registered_scorers()
     if score in points:
         return RegisteredScorer(points[score])
-    names = [*SCORERS, *points]
+    raise SettingsError(f"workload.score: unknown scorer {score!r}", fix=_instead(score, [*SCORERS, *points]))
+
+
+def _instead(score: str, names: Sequence[str]) -> str:
+    """What to write in place of an unknown name: one like it, or what `llem score` takes as a study writes it."""
+    kind, _, given = score.partition(":")
+    if given and kind in ("regex", "python"):
+        return f"write score: {{{kind}: {given.strip()!r}}}"
     near = get_close_matches(score.lower(), names, n=1)
-    fix = f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(names)}, or regex: or python:"
-    raise SettingsError(f"workload.score: unknown scorer {score!r}", fix=fix)
+    return f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(names)}, or regex: or python:"
 
 
 def _given(score: ScoreBy) -> Scorer:

@@ -306,4 +306,5 @@ _EXPECTED = {
     "bool_type": "expected true or false",
     "list_type": "expected a list",
     "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
 }

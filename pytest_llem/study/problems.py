@@ -78,13 +78,16 @@ def study_error(problems: Iterable[Problem], main_file: Path | str) -> StudyErro
 
 
 def nearest(word: str, names: Iterable[str]) -> tuple[float, str] | None:
-    """The name most like `word` with their likeness (0.6 to 1), or `None` when none is like it."""
+    """The name most like `word` with their likeness (from 0.6), or `None` when none is like it.
+
+    Of names alike, one that goes on where `word` ends is likelier meant: `answer_column` for `answer`.
+    """
     best: tuple[float, str] | None = None
     matcher = difflib.SequenceMatcher(b=word.lower().replace("-", "_"))
     for name in names:
         matcher.set_seq1(name.lower())
         if matcher.real_quick_ratio() >= 0.6 and matcher.quick_ratio() >= 0.6:
-            likeness = matcher.ratio()
+            likeness = matcher.ratio() + 0.1 * name.lower().startswith(f"{word.lower()}_")
             if likeness >= 0.6 and (best is None or likeness > best[0]):
                 best = (likeness, name)
     return best

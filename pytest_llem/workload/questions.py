@@ -89,7 +89,7 @@ def _target(entry: TextRow, settings: WorkloadSettings) -> JsonValue:
             f"{entry.where}: no column {column}, which should hold the answer",
             f"did you mean {near[0]!r}?"
             if near
-            else f"set workload.answer_column to one of: {', '.join(names) or 'none here'}",
+            else f"write it into this row, or set workload.answer_column to one of: {', '.join(names) or 'none here'}",
             settings,
         )
     value = entry.row[column]

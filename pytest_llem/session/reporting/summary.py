@@ -157,7 +157,7 @@ def _of_answers(rows: Sequence[ExperimentSummary]) -> Iterator[Line]:
         where = f"{cut} experiment{'s' * (cut != 1)}"
         yield Line(f"accuracy is a lower bound in {where}: output_tokens ended wrong answers", "yellow")
     if any(ACCURACY in row.metrics for row in rows):
-        yield Line("/correct: per correct answer, as accuracy with its interval over questions (95 %)")
+        yield Line("/correct: per correct answer; in brackets the 95 % interval for questions like these")
 
 
 def short_path(path: Path) -> str:

@@ -126,6 +126,7 @@ def test_markdown_has_a_table_per_metric(run: str, capsys: pytest.CaptureFixture
         (["--by", "quantization"], "name one of dtype, batch_size (transformers.batch_size)"),
         (["--by", "dtype", "--reference", "int8"], "name one of float32, float16"),
         (["--by", "dtype", "--metric", "joules"], "joules_per_output_token"),
+        (["--by", "dtype", "--metric", "joules_per_correct_answer"], "no valid cycle has joules_per_correct_answer"),
         (["--by", "dtype", "--fail-if", "energy_j:5%"], "it takes no --fail-if"),
         (["run", "--by", "dtype"], "it takes one run"),
         (["run", "--reference", "8"], "add --by AXIS"),

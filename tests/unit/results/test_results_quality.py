@@ -236,6 +236,19 @@ def test_the_cost_has_the_choice_of_questions_among_its_causes(
     assert said.count("choice of questions") == 4
     assert "of sensor and choice of questions alone" in said
     assert "its sides are not even: from " in said
+    assert "accuracy: 75 ± 17 % (95 %" in said  # in percent, as its components and ends are
+
+
+def test_no_right_answer_costs_less_than_nothing(
+    bench: Bench, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sensor that errs by more than the figure printed an end below 0, where the summary's table said 0."""
+    asked = [answer(n, RIGHT if n % 4 else WRONG) for n in range(8)]
+    result = cycle(bench, key, asked)
+    energy = replace(result.energy, uncertainty_j=2 * (result.energy.energy_j or 0))
+    (tmp_path / "result.json").write_text(result.model_copy(update={"energy": energy}).model_dump_json())
+    assert main(["budget", str(tmp_path), "--metric", "joules_per_correct_answer"]) == 0
+    assert "its sides are not even: from 0 J to " in capsys.readouterr().out
 
 
 def test_energy_that_goes_with_right_answers_leaves_less_to_chance() -> None:

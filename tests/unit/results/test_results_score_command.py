@@ -154,7 +154,7 @@ def never(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
     ("scorer", "said"),
     [
         ("exat", "study[a-c1]: workload.score: unknown scorer 'exat'\nfix: did you mean 'exact'?"),
-        ("numeric", "study[a-c1]: no answer key for the scorer numeric: 'Paris'"),
+        ("numeric", "study[a-c1]: question 'q0': no answer key for the scorer numeric: 'Paris'"),
         ("regex:(", "study[a-c1]: workload.score: no regular expression '('"),
         ("python:none.py:f", "no such file or directory"),
         ("python:none.py", "names no function of a file"),

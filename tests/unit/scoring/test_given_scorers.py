@@ -175,6 +175,7 @@ def test_the_version_of_a_file_is_what_was_run(tmp_path: Path, grading: Make) ->
     [
         ("exat", "unknown scorer 'exat'\nfix: did you mean 'exact'?"),
         ("bleu", "unknown scorer 'bleu'\nfix: use one of: exact, contains, choice, numeric, or regex: or python:"),
+        ("python:grading.py:grade", "fix: write score: {python: 'grading.py:grade'}"),
         (ScoreBy(regex="(a"), "no regular expression '(a': missing ), unterminated subpattern at position 0"),
         (ScoreBy(python="grading.py"), "python: 'grading.py' names no function of a file"),
         (ScoreBy(python="grading.py:a b"), "names no function of a file"),

@@ -418,6 +418,14 @@ ASKED = BUILTIN + "workload: {{dataset: {}, column: question, prompts: {}, answe
             "q.jsonl:1: no column anwser, which should hold the answer\nfix: did",
         ),
         ("q.parquet", 2, "anwser", "exact", "anwser", "fix: did you mean 'answer'?"),
+        (
+            "part.jsonl",
+            2,
+            "key",
+            "exact",
+            "key",
+            "part.jsonl:2: no column key, which should hold the answer\nfix: write it",
+        ),
         ("q.jsonl", 2, "answer", "exakt", "exakt", "unknown scorer 'exakt'"),
         ("q.jsonl, order: shuffled", 2, "answer", "exact", "q.jsonl", "q.jsonl:4: no answer in column answer"),
     ],
@@ -429,6 +437,7 @@ def test_questions_are_looked_at_with_their_answers(
     rows = [{"question": f"q{n}", "answer": key} for n, key in enumerate(("1", ["2", "two"], {"a": "b"}, None))]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "q.csv").write_text("question,answer\nx,\n")
+    (tmp_path / "part.jsonl").write_text('{"question": "a", "key": "b"}\n{"question": "c"}\n')
     keys = [["1"], ["2", "two"], ["3", None]]
     pyarrow.parquet.write_table(pyarrow.table({"question": ["a", "b", "c"], "answer": keys}), tmp_path / "q.parquet")
     text = ASKED.format(dataset, prompts, column, score)

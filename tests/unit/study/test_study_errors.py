@@ -23,6 +23,8 @@ WRONG = {
         "transformers.quantization.load_in_4bits",
         "did you mean 'transformers.quantization.load_in_4bit'?",
     ),
+    "a name that goes on": ("model: m\nworkload: {answer: a}\n", "2:12", "unknown", "mean 'workload.answer_column'?"),
+    "neither name nor mapping": ("model: m\nworkload: {score: true}\n", "2:19", "a text or expected a mapping", "true"),
     "wrong type": ("model: m\ntransformers:\n  batch_size: four\n", "3:15", "expected an integer", "'four'"),
     "out of range": ("model: m\nworkload: {prompts: 0}\n", "2:21", "greater than or equal to 1", "0"),
     "control character behind others": ("model: m\ntitle: é\x01\n", "2:9", "control characters are not allowed", ""),
