@@ -240,7 +240,7 @@ def test_the_cost_has_the_choice_of_questions_among_its_causes(
 
 
 def test_no_right_answer_costs_less_than_nothing(
-    bench: Bench, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: Bench, key: CycleKey, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A sensor that errs by more than the figure printed an end below 0, where the summary's table said 0."""
     asked = [answer(n, RIGHT if n % 4 else WRONG) for n in range(8)]
