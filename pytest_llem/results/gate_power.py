@@ -24,6 +24,7 @@ from pytest_llem.results.compared_sides import ComparedExperiment, ComparedSide,
 from pytest_llem.results.gates import MIN_CYCLES, judge_runs
 from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.question_rows import sampling_rel
 from pytest_llem.results.reading import MeasurementId
 from pytest_llem.results.repeatability import read_repeatability
 from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, RunSpread, within_runs
@@ -38,7 +39,8 @@ TRIALS = 4000
 class GateSetting:
     """The regression that a gate should detect and the noise it meets, as fractions; `alpha` is an error rate.
 
-    `known` is what gates on this machine know of equal runs (`llem aa`).
+    `known` is what gates on this machine know of equal runs (`llem aa`). `questions_rel` is the standard error by the
+    choice of questions, at least, of which more cycles tell no more.
     """
 
     noise: float
@@ -48,6 +50,7 @@ class GateSetting:
     baseline_runs: int = 1
     alpha: float = 0.05
     known: RunSpread | None = None
+    questions_rel: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises `SettingsError` for values outside their range, or a regression within the limit."""
@@ -92,7 +95,7 @@ def power(setting: GateSetting, cycles: int, *, trials: int = TRIALS, seed: int 
     for _ in range(trials):
         baselines = [_run(rng, setting, cycles) for _ in range(setting.baseline_runs)]
         current = _run(rng, setting, cycles)
-        stated: Any = {"alpha": setting.alpha, "spread": setting.known}
+        stated: Any = {"alpha": setting.alpha, "spread": setting.known, "questions_rel": setting.questions_rel}
         equal = judge_runs(baselines, current, setting.limit, **stated)
         undecided += equal.status == "inconclusive"
         alarms += equal.status == "fail"
@@ -212,6 +215,8 @@ def lines(
     question = f"limit {_percent(setting.limit)}, {noisy}, {runs}"
     if setting.known is not None:
         question += f"; gates know of {_percent(math.sqrt(setting.known.variance))} between runs (llem aa)"
+    if setting.questions_rel:
+        question += f"; the choice of questions adds a standard error of {_percent(setting.questions_rel)} or more"
     shares = [
         (str(entry.cycles), f"{entry.found:.1%}", f"{entry.undecided:.1%}", f"{entry.false_alarms:.1%}")
         for entry in powers
@@ -242,7 +247,7 @@ def gate_power(options: argparse.Namespace) -> int:
         )
     noises: list[Noise] = []
     unused: dict[str, str] = {}
-    known = None
+    known, questions = None, 0.0
     if options.noise is None:
         if not options.paths:
             raise SettingsError("no noise to go by", fix="name a run, or state it: --noise 2%")
@@ -256,6 +261,8 @@ def gate_power(options: argparse.Namespace) -> int:
                 fix="name a run with more cycles, another --metric, or state it: --noise 2%",
             )
         (study, _), _, first = next(_cycles(sides))
+        every = [each.scores for _, _, each in _cycles(sides)] if chosen.quality else []
+        questions = max((sampling_rel(chosen, each, each, alpha=options.alpha) for each in every), default=0.0)
         found = read_repeatability(study, options.baseline_dir)
         known = None if found is None else found.of(chosen.name, first.conditions)
     of_all = pooled(noises) if noises else None
@@ -270,6 +277,7 @@ def gate_power(options: argparse.Namespace) -> int:
         baseline_runs=options.baseline_runs,
         alpha=options.alpha,
         known=known,
+        questions_rel=questions,
     )
     powers = [power(setting, cycles) for cycles in counted(CYCLES, "simulating cycles")]
     wanted = share(options.power)

@@ -23,6 +23,7 @@ from pytest_llem.results.manifest import rebuild_manifest
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.reading import load
 from pytest_llem.results.store import RunStore
+from tests.unit.results.scored_runs import answered, scored_run
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker
@@ -165,3 +166,15 @@ def test_a_saved_baseline_has_noise_too(runs: Callable[..., None]) -> None:
         found.append((noise.runs, noise.cycles, round(noise.within_run, 5), round(noise.between_runs, 5)))
     assert found[0][:2] == (3, 9)
     assert found[0] == found[1] == found[2]
+
+
+def test_more_cycles_find_no_more_than_the_questions_allow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the scatter of cycles alone three found any loss, where 40 questions leave 7 % of the cost open."""
+    run = scored_run(tmp_path, {"e": (10.0, answered(["Paris"] * 30 + ["Lyon"] * 10))})
+    asked = ["gate-power", str(run), "--limit", "5%", "--regression", "12%", "--metric"]
+    assert main([*asked, "joules_per_request"]) == 0
+    assert "3 cycles a side find a regression of 12 %" in capsys.readouterr().out
+    assert main([*asked, "joules_per_correct_answer"]) == 0
+    said = capsys.readouterr().out
+    assert "the choice of questions adds a standard error of 5.37 % or more" in said
+    assert "a regression of 12 % is not found" in said
