@@ -30,6 +30,11 @@ _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10*
 _SCALE = re.compile(rf"\s(?i:({'|'.join(_SCALES)}))\b")
 _STATED = re.compile(r"(?:####|(?i:\banswer(?:\s+is|\s*[:=]))|\\boxed\{)[^\w\n.\u2212\u2013-]*")
 """What says that the next number is the answer: GSM8K's mark, words, and LaTeX's frame."""
+_WORDS = r"(?:[^\S\n]+[^\W\d]{1,30}){0,2}"
+_EQUALS = re.compile(
+    rf"(?:(?:{_WORDS}[^\S\n]*[{_MINUS}+*/×÷x][^\S\n]*[$£€¥(]{{0,2}}[\d.,]{{1,30}}\)?)+{_WORDS})?[^\S\n]*=[^\S\n]*"
+)
+"""What behind a number makes it the beginning of an equation: + 4 =, or with units, apples + 4 apples =."""
 _LONGEST = 400
 """Chosen: digits of a number that anybody would compare; Python refuses to read more than 4,300."""
 
@@ -66,13 +71,18 @@ def number_of(text: str) -> Fraction | None:
     """The number that an answer gives, `None` where it gives none that can be read.
 
     It is the one after the last `####`, "answer is", "answer:" or `\\boxed{` that a number follows at once, else the
-    last number of the text.
+    last number of the text; of an equation there, what it comes to.
     """
     text = _without_latex(text)
     runs = list(_RUN.finditer(text))
     at = {place: run for run in runs for place in range(run.start(), run.start("run") + 1)}
     chosen = [at[cue.end()] for cue in _STATED.finditer(text) if cue.end() in at] or runs
-    return _value(chosen[-1], text) if chosen else None
+    if not chosen:
+        return None
+    number = chosen[-1]
+    while (equation := _EQUALS.match(text, number.end("run"))) is not None and equation.end() in at:
+        number = at[equation.end()]
+    return _value(number, text)
 
 
 def key_number(entry: JsonValue) -> Fraction | None:

@@ -227,7 +227,7 @@ def test_a_server_of_chats_gets_them_as_messages(tmp_path: Path) -> None:
 def test_a_template_for_single_texts_takes_no_examples(tmp_path: Path) -> None:
     chosen = settings(written(tmp_path / "q.jsonl"), prompts=1, system_prompt="Be brief.", chat_template=True)
 
-    with pytest.raises(EngineSettingError, match=r"workload\.system_prompt and workload\.few_shot cannot be put into"):
+    with pytest.raises(EngineSettingError, match=r"workload\.chat_template: a question cannot be sent as a chat"):
         build_workload(chosen, WordTokenizer())
 
 
