@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_llem.job.metric_names import ACCURACY
+from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT
 from pytest_llem.job.redaction import redact_arguments
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.terminal import UNCERTAIN, middle_cut
@@ -156,8 +156,14 @@ def _of_answers(rows: Sequence[ExperimentSummary]) -> Iterator[Line]:
     if cut := count["answers_cut"]:
         where = f"{cut} experiment{'s' * (cut != 1)}"
         yield Line(f"accuracy is a lower bound in {where}: output_tokens ended wrong answers", "yellow")
+    without = [row for row in rows if ACCURACY in row.metrics and JOULES_PER_CORRECT not in row.metrics]
+    if why := next((row.scores.reason for row in without if row.scores and row.scores.reason), None):
+        where = f"{len(without)} experiment{'s' * (len(without) != 1)}"
+        yield Line(f"no joules per correct answer in {where}: {why}", "yellow")
+    if any(JOULES_PER_CORRECT in row.metrics for row in rows):
+        yield Line("/correct: per correct answer")
     if any(ACCURACY in row.metrics for row in rows):
-        yield Line("/correct: per correct answer; in brackets the 95 % interval for questions like these")
+        yield Line("in brackets: the 95 % interval for questions like these")
 
 
 def short_path(path: Path) -> str:

@@ -154,6 +154,15 @@ def test_answers_without_scores_say_why_and_what_to_do() -> None:
     assert [line for line in shown if "llem score RUN --write" in line]
 
 
+def test_a_cost_that_no_right_answer_has_is_not_just_missing() -> None:
+    """It was the headline, and its column was not there; the legend spoke of it all the same."""
+    scores = Scores("contains", "1", None, 12, 12, 0.0, 0, "no answer is right, and so none has a cost")
+    share = replace(known(0.0, 0.27, 0.0), low=0.0, high=0.27)
+    shown = lines(rows=[row("e0", metrics={**METRICS, "accuracy": share}, scores=scores)])
+    assert "no joules per correct answer in 1 experiment: no answer is right, and so none has a cost" in shown
+    assert "/correct: per correct answer" not in shown
+
+
 def test_what_all_experiments_share_stands_once_above() -> None:
     """A run of part of a study: an axis with one value left, model and engine took a column or were not said."""
     of = plan({"batch_size": [1, 16], "dtype": ["float32"]}, [1, "float32"], [16, "float32"])
