@@ -166,9 +166,9 @@ def differences(
             continue  # other boards have other calibrations: their gains decide
         if name != DEVICE_IDS:
             absent = "none" if name in ("cache", *SCORED_ONLY) else "unknown"
-            sides = " -> ".join(_shown(value, absent) for value in (before, now))
+            sides = short_hashes(" -> ".join(_shown(value, absent) for value in (before, now)))
             if name in SCORED_ONLY:
-                sides = f"{short_hashes(sides)} (save the baseline again, or allow: [{name}])"
+                sides = f"{sides} (save the baseline again, or allow: [{name}])"
             problems.append(f"{name}: {sides}")
             continue
         combined = math.hypot(*(UNKNOWN_GAIN if error is None else error for error in gain))

@@ -128,7 +128,9 @@ def judge_comparison(
             rows.append(replace(not_comparable(limit, problem), basis=meant))
         else:
             row = _ratio_row(limit, reference.runs, now, lost, comparison, baseline.repeatability.get(of[0]))
-            rows.append(replace(row, reason="; ".join([row.reason, *changed])))
+            # What was changed explains the conditions that follow from it, and summaries have the first reason.
+            told = [*changed, row.reason] if row.status == "not_comparable" else [row.reason, *changed]
+            rows.append(replace(row, reason="; ".join(told)))
     return rows
 
 

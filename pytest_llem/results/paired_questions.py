@@ -49,9 +49,9 @@ Scores = Sequence[float]
 class PairedVerdict:
     """What became of the mean score, as a difference from 0 to 1 with its one-sided bounds at `alpha` on either side.
 
-    `noise` bounds how often equal runs would lose as much; `None` where that was not asked. `worse` and `better` count
-    questions; `whole` says that each was right or wrong in all cycles. `needed` is how many questions would decide if
-    as many of a hundred changed; `None` where it was decided, or no number does.
+    `noise` bounds how often equal runs would lose as much; `None` where that was not asked. `worse` has the numbers of
+    questions, from 1, and `better` counts them; `whole` says that each was right or wrong in all cycles. `needed` is
+    how many questions would decide if as many of a hundred changed; `None` where it was decided, or no number does.
     """
 
     status: Status
@@ -61,7 +61,7 @@ class PairedVerdict:
     high: float
     noise: float | None
     questions: int
-    worse: int
+    worse: tuple[int, ...]
     better: int
     whole: bool
     needed: int | None
@@ -106,7 +106,8 @@ def judge_questions(
             by_noise = math.log(alpha / NOISE) / math.log(chance) if chance is not None and chance < 1 else 0.0
             takes.append(max(_takes(differences, -limit, alpha), len(differences) * by_noise))
         needed = math.floor(min(takes)) + 1 if takes else None
-    worse, better = sum(each < 0 for each in differences), sum(each > 0 for each in differences)
+    worse = tuple(at for at, each in enumerate(differences, 1) if each < 0)
+    better = sum(each > 0 for each in differences)
     whole = all(abs(each) in (0, 1) for each in differences)
     return PairedVerdict(status, level, change, low, high, noise, len(differences), worse, better, whole, needed)
 

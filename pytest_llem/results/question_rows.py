@@ -31,6 +31,8 @@ Cycles = Sequence[Scores]
 UNKNOWN_BELOW = 20
 """Times fewer right answers than were seen, at most, that an interval reaching down to none is taken for. Chosen: no
 limit is as wide."""
+SHOWN = 5
+"""Lost questions that a reason names, by their numbers in `quality.scores`. Chosen: enough to look at."""
 NO_SCORES = "the baseline has no scores of each question: save it again, from a run that scores its answers"
 
 
@@ -131,7 +133,8 @@ def _told(found: PairedVerdict, limit: FailIf, alpha: float, shared: bool) -> st
     moved = moved if found.change else "did not change"
     shown = f"{moved} ({level(alpha)} interval {points(found.low)} to {points(found.high)} points)"
     worse, better = ("lost", "gained") if found.whole else ("worse", "better")
-    flips = f"{found.worse} {worse}, {found.better} {better}" if found.worse + found.better else "none changed"
+    count = len(found.worse)
+    flips = f"{count} {worse}, {found.better} {better}" if count + found.better else "none changed"
     asked = f"{found.questions} question{'s' * (found.questions != 1)}"
     told = f"{shown} on {asked}: {flips}; the limit is {limit_text(limit)}"
     beyond = limit.limit - (abs(limit.limit) if limit.resolution is None else limit.resolution)
@@ -139,7 +142,8 @@ def _told(found: PairedVerdict, limit: FailIf, alpha: float, shared: bool) -> st
     if found.status == "pass":
         return told + (f": {excluded} is excluded" if found.low < limit.limit else "")
     if found.status == "fail":
-        return told
+        more = f" and {count - SHOWN} more" if count > SHOWN else ""
+        return f"{told}; {worse}: questions {', '.join(map(str, found.worse[:SHOWN]))}{more}"
     if found.noise is not None:
         chance = f"{told}, but up to {100 * found.noise:.2g} % of equal runs may lose as much by their own noise"
         more = (

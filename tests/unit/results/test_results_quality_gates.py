@@ -68,7 +68,7 @@ def test_a_loss_is_told_in_points_with_its_questions_and_its_limit() -> None:
     assert row.status == "fail"
     assert row.reason == (
         "fell by 2.4 points (90 % interval -4 to -1.1 points) on 500 questions: 15 lost, 3 gained; "
-        "the limit is -1 point"
+        "the limit is -1 point; lost: questions 101, 102, 103, 104, 105 and 10 more"
     )
     assert row.cells()[1:] == ("fail", "0.8", "0.776", "-2.4 points", "-4 points .. -1.1 points", "-1 point")
 
