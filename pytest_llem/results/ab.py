@@ -83,6 +83,10 @@ def ab(options: argparse.Namespace) -> int:
     for side, study in zip((a, b), studies, strict=True):
         if study.execution.target_ci is not None:
             raise SettingsError(f"{side.study}: target_ci adds cycles to one side only", fix="remove it for llem ab")
+    ids = [[experiment.id for experiment in study.experiments] for study in studies]
+    if set(ids[0]).isdisjoint(ids[1]):
+        names = " and ".join(f"{side.study} has {', '.join(each[:3])}" for side, each in zip((a, b), ids, strict=True))
+        raise SettingsError(f"no experiment is on both sides: {names}", fix="name them alike: id, or name of the study")
     comparison = comparison_of(studies, options)
 
     for cycle in range(1, options.cycles + 1):

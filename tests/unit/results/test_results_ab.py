@@ -98,6 +98,18 @@ def test_two_equal_sides_and_too_few_cycles_are_refused(tmp_path: Path, capsys: 
     assert "--cycles 2: 3 are needed at least" in said
 
 
+def test_studies_without_a_common_id_are_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A single experiment is called as its file is, and all cycles of both were measured for nothing."""
+    studies = [tmp_path / f"{name}.yaml" for name in ("before", "after")]
+    for study in studies:
+        study.write_text("model: builtin:tiny-llama\n")
+    assert main(["ab", *map(str, studies), f"--out={tmp_path / 'out'}"]) == 2
+    assert "before.yaml has before and " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_estimate_of_energy_is_judged_only_where_the_study_says_so(bench: Bench, key: CycleKey) -> None:
     report = replace(bench.energy(), meter="estimate", measured=False)
     estimate = replace(bench.measurement(), energy=report)
