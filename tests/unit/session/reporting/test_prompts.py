@@ -62,7 +62,8 @@ def test_rows_without_text_and_too_few_of_them_are_said(lines: Lines) -> None:
 
 def test_questions_are_counted_once_however_often_they_are_scored(lines: Lines, tmp_path: Path) -> None:
     """Without a line nobody sees that `prompts` leaves some of the file out."""
-    (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "a", "id": null}\n' * 4)
+    rows = (f'{{"question": "q{number}", "answer": "a", "id": null}}\n' for number in range(4))
+    (tmp_path / "q.jsonl").write_text("".join(rows))
     asked = "dataset: q.jsonl, prompts: 2, few_shot: 1, answer_column: answer"
     assert lines([], asked, ABSENT, "sweep: {workload.score: [exact, contains]}\n") == [
         "q.jsonl: 2 questions, each behind 1 examples"
