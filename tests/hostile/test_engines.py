@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.engines import FAULTY, STUDY, environment, kinds, measure
+from tests.timed import on_a_clock
 
 LEAVE_SOMETHING = (
     "fork-twice-ignores.load",
@@ -22,6 +23,7 @@ BREAK = ("system-exit-3.load", "raises-unprintable.generate", "raises-binary.loa
 LIE = ("fewer", "twice-the-first", "times-future", "prompt-negative", "no-tokens")
 
 
+@on_a_clock
 def test_what_an_engine_leaves_ends_with_its_cycle_whoever_inherited_what(tmp_path: Path) -> None:
     """A process in a session of its own once held the pipe and the lease, and the next item never started."""
     run = measure(tmp_path, LEAVE_SOMETHING, timeout_s=30.0)
