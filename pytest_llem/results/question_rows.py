@@ -112,8 +112,7 @@ def accuracy_row(
     runs = [run for run in runs if run]
     if problem := unpaired(runs, now):
         return not_comparable(limit, problem)
-    stated = {"alpha": alpha, "resolution": limit.resolution}
-    found = judge_questions(runs, now, -limit.limit, correlated=correlated, **stated)  # type: ignore[arg-type]
+    found = judge_questions(runs, now, -limit.limit, alpha=alpha, resolution=limit.resolution, correlated=correlated)
     before = found.before
     bounds = (found.change, found.low, found.high)
     ratio, low, high = ((before + each) / before if before else None for each in bounds)
@@ -128,7 +127,6 @@ def accuracy_row(
 
 def _told(found: PairedVerdict, limit: FailIf, alpha: float, shared: bool) -> str:
     """`fell by 2.4 points (90 % interval -4 to -1.1 points) on 500 questions: 15 lost, 3 gained; the limit is ...`."""
-
     moved = f"{'rose' if found.change > 0 else 'fell'} by {points(found.change).lstrip('+-')} points"
     moved = moved if found.change else "did not change"
     shown = f"{moved} ({level(alpha)} interval {points(found.low)} to {points(found.high)} points)"

@@ -87,6 +87,13 @@ def uncertainty_of(measured: Measured | None) -> float | None:
     return measured.uncertainty if measured and math.isfinite(measured.uncertainty) else None
 
 
+def drawn_by(energy: Energy) -> Measured | None:
+    """The energy of a result's measure windows; its uncertainty is infinite where the source states none."""
+    if energy.energy_j is None:
+        return None
+    return Measured(energy.energy_j, math.inf if energy.uncertainty_j is None else energy.uncertainty_j)
+
+
 def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool = False) -> Energy:
     """Energy of the measure windows, per token and request. `shared_host`: other cycles may have run beside it."""
     if report is None or report.meter == "none":

@@ -16,12 +16,11 @@ from statistics import fmean
 
 from pytest_llem.job.answers import Answered
 from pytest_llem.job.config import WorkloadSettings
-from pytest_llem.job.measurement import Measured
 from pytest_llem.results.energy_schema import Energy
 from pytest_llem.results.quality_schema import QualitySection
 from pytest_llem.results.questions import Questions, accuracy_interval, cost_error
 from pytest_llem.results.schema import Result
-from pytest_llem.results.sections.energy import divided, uncertainty_of, value_of
+from pytest_llem.results.sections.energy import divided, drawn_by, uncertainty_of, value_of
 from pytest_llem.scoring.scorer import Scorer
 
 NONE_CORRECT = "no answer is right, and so none has a cost"
@@ -69,10 +68,7 @@ def derive_quality(
         accuracy = correct / count
         low, high = accuracy_interval(accuracy, len(scores))
         error = cost_error(Questions(scores, prompts, lengths))
-    drawn = None
-    if energy.energy_j is not None:
-        drawn = Measured(energy.energy_j, math.inf if energy.uncertainty_j is None else energy.uncertainty_j)
-    joules = divided(drawn, correct or 0)
+    joules = divided(drawn_by(energy), correct or 0)
     return QualitySection(
         scorer=scorer.name,
         scorer_version=scorer.version,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -18,7 +17,7 @@ from pytest_llem.results.energy_schema import Energy
 from pytest_llem.results.performance_schema import SloSection
 from pytest_llem.results.proportion import binomial_interval, effective_count, pooled, reaches
 from pytest_llem.results.schema import Result
-from pytest_llem.results.sections.energy import divided, inverse, ratio, uncertainty_of, value_of
+from pytest_llem.results.sections.energy import divided, drawn_by, inverse, ratio, uncertainty_of, value_of
 from pytest_llem.results.sections.performance import RequestLatency, arrivals_ns
 from pytest_llem.results.statistics import CONFIDENCE
 
@@ -81,9 +80,7 @@ def derive_slo(
         tokens = sum(request.output_tokens for request, counts in zip(requests, good, strict=True) if counts)
         share, effective = count / len(requests), effective_count(_in_order(requests, good), len(requests))
         low, high = binomial_interval(share * effective, effective)
-    drawn = None
-    if energy.energy_j is not None:
-        drawn = Measured(energy.energy_j, math.inf if energy.uncertainty_j is None else energy.uncertainty_j)
+    drawn = drawn_by(energy)
     joules = divided(drawn, count or 0)
     per_joule = inverse(joules) if count != 0 else drawn and Measured(0.0, 0.0)
     return SloSection(
