@@ -1,8 +1,7 @@
-"""The names that a study may give limits for: metrics with their units, and conditions of a comparison.
+"""The names of metrics, each with its unit and what is said of it, which is printed as docs/metrics.md.
 
-`study` checks budgets and gates against them, and `results.commands` a command line's conditions; `results.metrics` and
-`results.comparability` say how each is read. A published name stays, because studies and baselines hold it. What is
-said of a metric is printed as docs/metrics.md.
+`study` checks budgets and gates against them; `results.metrics` says how each is read. A published name stays, because
+studies and baselines hold it. `condition_names` has those of conditions.
 """
 
 from __future__ import annotations
@@ -326,46 +325,6 @@ def _checked(point: EntryPoint, found: object) -> MetricName:
     return found
 
 
-ESTIMATED_ENERGY = "estimated_energy"
-"""In `compare.allow`: energy that no sensor measured is judged all the same."""
-
-CONDITIONS = (
-    "engine",
-    "engine_version",
-    "dtype",
-    "quantization",
-    "model_revision",
-    "model_fingerprint",
-    "lora_fingerprint",
-    "prompts_hash",
-    "input_tokens",
-    "output_tokens",
-    "load_shape",
-    "cache",
-    "arrivals_hash",
-    "isolation",
-    "runner",
-    "device_kind",
-    "device_count",
-    "device_models",
-    "device_ids",
-    "power_limit_w",
-    "driver_major",
-    "cpu_model",
-    "meter",
-    "scope",
-    "energy_measured",
-    "metered_devices",
-    "calibration",
-    "estimator",
-    "slo",
-    "questions",
-    "scorer",
-    "thermal_state",
-)
-"""Every condition that must be equal before energies are compared."""
-
-
 def percentile_name(short: str, percentile: float) -> str:
     """The name of the metric that is this percentile of a latency: `ttft_p99_9_s`."""
     return f"{short}_p{written(percentile).replace('.', '_')}_s"
@@ -398,7 +357,7 @@ def metric_name(name: str) -> MetricName:
         fix = f"did you mean {percentile_name(near[1], percentile)!r}?" if 0 < percentile < 100 else None
         fix = fix or f"name one above 0 and below 100, such as {near[1]}_p99_9_s"
         raise SettingsError(f"unknown metric {name!r}", fix=fix, details={"metric": name})
-    _require_listed("metric", name, (*METRIC_NAMES, *others), f" (or install the package that adds {name!r})")
+    require_listed("metric", name, (*METRIC_NAMES, *others), f" (or install the package that adds {name!r})")
     return others[name]
 
 
@@ -407,12 +366,8 @@ def known_metric(name: str) -> MetricName | None:
     return METRIC_NAMES.get(name) or latency_percentile(name) or registered_metrics().get(name)
 
 
-def check_condition(name: str) -> None:
-    """Raises `SettingsError` with a suggestion when `compare.allow` may not hold this name."""
-    _require_listed("condition", name, (*CONDITIONS, ESTIMATED_ENERGY))
-
-
-def _require_listed(kind: str, name: str, names: Sequence[str], more: str = "") -> None:
+def require_listed(kind: str, name: str, names: Sequence[str], more: str = "") -> None:
+    """Raises `SettingsError` with a suggestion for a name that is not among these."""
     if name not in names:
         close = get_close_matches(name, names, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(names)}"

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.job.metric_names import check_condition
+from pytest_llem.job.condition_names import check_condition
 from pytest_llem.job.wire import encode
 from pytest_llem.results import compare, compare_axis
 from pytest_llem.results.baselines import required_cycles, saved_baseline

@@ -12,7 +12,8 @@ from dataclasses import replace
 from statistics import fmean, geometric_mean
 from typing import Any
 
-from pytest_llem.job.metric_names import ACCURACY, ESTIMATED_ENERGY, JOULES_PER_CORRECT, SLO_MET_SHARE
+from pytest_llem.job.condition_names import ESTIMATED_ENERGY
+from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, SLO_MET_SHARE
 from pytest_llem.results.gate_report import GateRow
 from pytest_llem.results.gates import MIN_CYCLES, Status, Verdict, inverted, judge_pairs, judge_runs, unjudged
 from pytest_llem.results.measured_cycles import MeasuredCycles

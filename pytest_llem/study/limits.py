@@ -64,7 +64,7 @@ class FailIf:
 class Comparison:
     """How an experiment is compared with a baseline: every limit, the error rate of each, and what may differ.
 
-    `allow` names conditions (`job.metric_names.CONDITIONS`) that need not be equal. `match` says what makes an
+    `allow` names conditions (`job.condition_names.CONDITIONS`) that need not be equal. `match` says what makes an
     experiment of the baseline the same: its configuration, or its id, where settings may have changed.
     """
 

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from pytest_llem.energy.registry import known_meters
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.job.condition_names import check_condition
 from pytest_llem.job.config import Thresholds
 from pytest_llem.job.files import expanded, found
-from pytest_llem.job.metric_names import ACCURACY, check_condition, metric_name, percentile_of
+from pytest_llem.job.metric_names import ACCURACY, metric_name, percentile_of
 from pytest_llem.job.percentiles import problems, written
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.fields import Report

@@ -12,8 +12,8 @@ import pytest
 
 from pytest_llem.engines.protocol import Capabilities
 from pytest_llem.errors import EngineError, JsonValue, SettingsError, StoreError
+from pytest_llem.job.condition_names import CONDITIONS
 from pytest_llem.job.measurement import EngineFacts
-from pytest_llem.job.metric_names import CONDITIONS
 from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.baselines import (

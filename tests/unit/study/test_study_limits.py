@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pytest_llem.errors import SettingsError, StudyError
-from pytest_llem.job.metric_names import check_condition
+from pytest_llem.job.condition_names import check_condition
 from pytest_llem.study.experiments import Study
 from pytest_llem.study.limits import FailIf, overriding, parse_budget, parse_fail_if, parse_limit
 
