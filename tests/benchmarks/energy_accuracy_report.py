@@ -10,6 +10,7 @@ from statistics import fmean, median
 from pytest_llem.job.config import Thresholds
 from tests.benchmarks.energy_accuracy_cases import IN_WORDS, LOADS, SENSORS
 from tests.benchmarks.energy_accuracy_virtual import Run
+from tests.figures import write_figures
 
 OURS = "pytest-llem"
 DOCS = Path(__file__).parents[2] / "docs" / "energy.md"
@@ -125,15 +126,9 @@ def peers_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def write_docs(name: str, text: str, path: Path = DOCS) -> None:
-    """Put a text between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; `ValueError` where these are missing."""
-    page = path.read_text(encoding="utf-8")
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    head, found, rest = page.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"{path} has no place for {name}")
-    path.write_text(f"{head}{begin}{text}\n{end}{tail}", encoding="utf-8")
+def write_docs(name: str, text: str) -> None:
+    """Put a table into the page, as `write_figures` does."""
+    write_figures(name, text, DOCS)
 
 
 def _percent(value: float | None) -> str:

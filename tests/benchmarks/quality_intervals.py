@@ -29,6 +29,7 @@ from pytest_llem.results.statistics import K
 from pytest_llem.results.summary import MetricSummary, summarise
 from pytest_llem.results.uncertainty import ONE_RUN
 from pytest_llem.scoring.texts import TEXT_SCORERS
+from tests.figures import write_figures
 from tests.unit.results.conftest import Bench
 
 COUNTS = (40, 200, 500)
@@ -45,7 +46,6 @@ SETTINGS = WorkloadSettings("questions.jsonl", 1, None, MOST_TOKENS, 0, score="e
 EXACT = TEXT_SCORERS["exact"]
 KEY = CycleKey("study", "a:1", "0123456789abcdef", 1)
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
-BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
 
 @dataclass(frozen=True)
@@ -222,10 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, table in zip(("held", "sides"), tables(options.studies), strict=True):
         print(table)
         if options.write_docs:
-            begin, end = BEGIN.format(name), END.format(name)
-            text = PAGE.read_text(encoding="utf-8")
-            before, after = text.split(begin)[0], text.split(end)[1]
-            PAGE.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+            write_figures(name, table, PAGE)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ from pytest_llem.results.uncertainty import (
     sensor,
     thermal,
 )
+from tests.figures import write_figures
 
 SENSOR_REL, THERMAL_REL = 0.005, 0.005
 """Expanded relative uncertainties (k=2) of the simulated sensor and thermal state."""
 NOISES = (0.002, 0.005, 0.01, 0.02, 0.05)
 CYCLES = (3, 5, 10)
 PAGE = Path(__file__).parents[2] / "docs" / "uncertainty.md"
-BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 PAIRS = (1, 2, 3, 6, 10)
 EFFECT_NOISE, DEPENDENCE = 0.01, 0.1
 """Standard deviations of the cycles' logarithms, and of the effect between pairs."""
@@ -152,10 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, table in (("coverage", markdown(options.studies)), ("effects", effects_markdown(options.studies))):
         print(table)
         if options.write_docs:
-            begin, end = BEGIN.format(name), END.format(name)
-            text = PAGE.read_text(encoding="utf-8")
-            before, after = text.split(begin)[0], text.split(end)[1]
-            PAGE.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+            write_figures(name, table, PAGE)
 
 
 if __name__ == "__main__":

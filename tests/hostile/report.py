@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.figures import write_figures
+
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 SEED = 20261129
 """Chosen: fixed, so that CI sees the same cases each time."""
@@ -19,10 +21,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def write_docs(name: str, text: str, page: Path = PAGE) -> None:
-    """Put `text` between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; `ValueError` where these are missing."""
-    head, begun, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name}: begin -->\n")
-    _, ended, tail = rest.partition(f"<!-- {name}: end -->")
-    if not begun or not ended:
-        raise ValueError(f"{page} has no place for {name}")
-    page.write_text(f"{head}{begun}{text}\n<!-- {name}: end -->{tail}", encoding="utf-8")
+def write_docs(name: str, text: str) -> None:
+    """Put a table into the page, as `write_figures` does."""
+    write_figures(name, text, PAGE)
