@@ -17,11 +17,12 @@ import pytest
 
 pytestmark = pytest.mark.docker
 
+WORKLOAD = "{prompts: 2, input_tokens: 8, output_tokens: 4}"
 STUDY = """\
 name: boxed
 engine: scripted
 model: builtin:tiny-llama
-workload: {{prompts: 2, input_tokens: 8, output_tokens: 4}}
+workload: {workload}
 measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0.0}}, warmup: {{max_repeats: 1}}}}
 sweep:
   scripted.script: [{scripts}]
@@ -43,9 +44,9 @@ def place(tmp_path: Path) -> Path:
 
 
 def run(
-    place: Path, *arguments: str, scripts: str = "work", more: str = ""
+    place: Path, *arguments: str, scripts: str = "work", more: str = "", workload: str = WORKLOAD
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
-    (place / "boxed.yaml").write_text(STUDY.format(scripts=scripts, more=more))
+    (place / "boxed.yaml").write_text(STUDY.format(scripts=scripts, more=more, workload=workload))
     environment = {**os.environ, "PYTHONPATH": str(place / "site"), "LLEM_LEASE_DIR": str(place / "leases")}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llem-study=boxed.yaml", *arguments]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
@@ -78,6 +79,22 @@ def test_a_study_may_keep_one_container_for_its_cycles(place: Path, engine_image
     assert {result["runner"]["source"] for result in found} == {"study"}
     assert len({result["runner"]["facts"]["container"] for result in found}) == 1
     assert {result["runner"]["facts"]["preflight"] for result in found} == {"skipped"}
+
+
+def test_answers_come_back_from_the_container_and_are_scored_outside(place: Path, engine_image: str) -> None:
+    """The image has neither the grader nor the questions' file."""
+    (place / "q.jsonl").write_text('{"question": "four?", "answer": 4}\n{"question": "five?", "answer": 5}\n')
+    (place / "grading.py").write_text("def grade(answer, target):\n    return len(answer) == target\n")
+    asked = "{dataset: q.jsonl, column: question, answer_column: answer, score: {python: 'grading.py:grade'}"
+    done, directory = run(
+        place, f"--llem-runner=docker:{engine_image}", workload=asked + ", prompts: 2, output_tokens: 4}"
+    )
+    assert done.returncode == 0, done.stdout
+    found = results(directory)
+    assert [result["quality"]["scores"] for result in found] == [[1.0, 0.0]] * 2
+    for path in directory.glob("boxed/*/c*/answers.jsonl"):
+        answers = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [(each["target"], each["score"]) for each in answers] == [(4, 1.0), (5, 0.0)]
 
 
 def test_a_missing_image_fails_its_items_at_once_with_one_short_message(place: Path, engine_image: str) -> None:
