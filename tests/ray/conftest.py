@@ -21,7 +21,7 @@ STUDY = """\
 name: {name}
 engine: faulty
 model: {model}
-workload: {{prompts: 2, input_tokens: 8, output_tokens: {tokens}}}
+workload: {{prompts: 2, {asked}, output_tokens: {tokens}}}
 measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0}}, warmup: {{max_repeats: 1}}}}
 sweep: {{seed: {{range: [1, {experiments}, 1]}}}}
 execution: {{cycles: {cycles}, order: sequential, retries: 0, timeout_s: 300, cooldown: 0}}
@@ -71,11 +71,12 @@ def write(tmp_path: Path) -> Write:
         cycles: int = 1,
         model: str = "none",
         tokens: int = 4,
+        asked: str = "input_tokens: 8",
         more: str = "",
     ) -> Path:
         path = tmp_path / f"{name}.yaml"
-        text = STUDY.format(name=name, experiments=experiments, cycles=cycles, model=model, tokens=tokens)
-        path.write_text(text + more)
+        values = {"name": name, "experiments": experiments, "cycles": cycles, "model": model}
+        path.write_text(STUDY.format(**values, tokens=tokens, asked=asked) + more)
         return path
 
     return make

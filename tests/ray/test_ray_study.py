@@ -16,7 +16,10 @@ EXPERIMENTS, CYCLES = 10, 2
 def test_every_cycle_is_measured_once_on_the_node_that_its_result_names(
     machines: Machines, write: Write, run: Run, tmp_path: Path
 ) -> None:
-    study = write(experiments=EXPERIMENTS, cycles=CYCLES)
+    (tmp_path / "q.jsonl").write_text('{"question": "one?", "answer": 1}\n{"question": "none?", "answer": 0}\n')
+    (tmp_path / "grading.py").write_text("def grade(answer, target):\n    return float(target)\n")
+    asked = "dataset: q.jsonl, column: question, answer_column: answer, score: {python: 'grading.py:grade'}"
+    study = write(experiments=EXPERIMENTS, cycles=CYCLES, asked=asked)
 
     done = run(study)
 
@@ -24,6 +27,7 @@ def test_every_cycle_is_measured_once_on_the_node_that_its_result_names(
     assert f"{count} passed" in done.stdout, done.stdout
     assert [state["attempts"] for state in states(tmp_path)] == [["valid"]] * count
     _check_places(machines, results(tmp_path), count)
+    assert [result["quality"]["scores"] for result in results(tmp_path)] == [[1.0, 0.0]] * count, "answers came along"
     manifest = json.loads(next(tmp_path.glob("llem-results/*/run.json")).read_text())
     assert manifest["environment"]["gpus"] == []
     assert [item["state"] for item in manifest["items"]] == ["valid"] * count
