@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -130,11 +131,24 @@ def changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str
 
 
 def git_state(directory: Path) -> JsonValue:
-    """Commit and whether files differ from it, or `None` outside a repository."""
+    """Commit, when it was made, whether files differ from it, and the repository's page; `None` outside one."""
     commit = _git(directory, "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit, "dirty": bool(_git(directory, "status", "--porcelain", "--untracked-files=no"))}
+    return {
+        "commit": commit,
+        "committed_at": _git(directory, "show", "-s", "--format=%cI", "HEAD"),
+        "dirty": bool(_git(directory, "status", "--porcelain", "--untracked-files=no")),
+        "repository": repository_page(_git(directory, "remote", "get-url", "origin") or ""),
+    }
+
+
+def repository_page(remote: str) -> str | None:
+    """The address of the page of a repository cloned over HTTPS or SSH, without credentials; `None` of any other."""
+    match = re.fullmatch(r"(?:(?:https|ssh)://)?(?:[^@/]*@)?([^/:@]+)(?::\d+/|[:/])(.+?)(?:\.git)?/?", remote)
+    if match is None or "." not in match[1] or remote.startswith((".", "/", "file:")):
+        return None
+    return f"https://{match[1]}/{match[2]}"
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
