@@ -96,18 +96,22 @@ def table(head: str, rows: list[tuple[str, str]]) -> Iterator[str]:
         yield f"| `{cell}` | {text.replace('|', chr(92) + '|')} |"
 
 
-def verbs() -> Iterator[str]:
-    parser = cli.parser()
-    (group,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    helps = {choice.dest: choice.help for choice in group._choices_actions}
-    for name, verb in sorted(group.choices.items()):
-        yield f"\n### llem {name}\n"
-        text = helps[name] or ""
-        yield f"{text[:1].upper()}{text[1:]}."
-        rows = [(_shown(action), _text(action)) for action in verb._actions if action.dest != "help"]
-        if rows:
-            yield ""
-            yield from table("argument", rows)
+def verbs(parser: argparse.ArgumentParser, called: str = "llem") -> Iterator[str]:
+    for group in _groups(parser):
+        helps = {choice.dest: choice.help for choice in group._choices_actions}
+        for name, verb in sorted(group.choices.items()):
+            yield f"\n### {called} {name}\n"
+            text = helps[name] or ""
+            yield f"{text[:1].upper()}{text[1:]}."
+            own = [action for action in verb._actions if action.dest != "help" and action not in _groups(verb)]
+            if own:
+                yield ""
+                yield from table("argument", [(_shown(action), _text(action)) for action in own])
+            yield from verbs(verb, f"{called} {name}")
+
+
+def _groups(parser: argparse.ArgumentParser) -> list[argparse._SubParsersAction[argparse.ArgumentParser]]:
+    return [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
 
 
 def _shown(action: argparse.Action) -> str:
@@ -128,7 +132,7 @@ def page() -> str:
     options = Options()
     plugin.pytest_addoption(options)  # type: ignore[arg-type]
     lines = [HEAD, *table("option", options.rows), INI, *table("ini option", options.ini)]
-    lines += ["\n### Marks and fixtures\n", *table("name", MARKS), VERBS.rstrip(), *verbs()]
+    lines += ["\n### Marks and fixtures\n", *table("name", MARKS), VERBS.rstrip(), *verbs(cli.parser())]
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 from pytest_llem import __version__
 from pytest_llem.errors import LlemError
@@ -54,8 +55,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"pytest-llem {__version__}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB")
 
-    def add(name: str, help: str) -> argparse.ArgumentParser:
-        return verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    def add(name: str, help: str, of: Any = verbs) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = of.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        return parser
 
     verb = add("init", help="write a commented study that runs as it is, and say what comes next")
     verb.add_argument("file", metavar="FILE", type=Path, nargs="?", default=Path("study.yaml"), help="the study")
@@ -148,6 +150,13 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", metavar="DIR", type=Path, default=Path("llem-results"), help="where the runs go")
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.ab:ab")
+
+    verb = add("history", help="keep the runs of a study, and see since when something changed")
+    history = verb.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verb = add("add", of=history, help="add runs to a history: a few kilobytes each")
+    verb.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="runs, or folders of runs")
+    verb.add_argument("--to", metavar="DIR", type=Path, default=Path("llem-history"), help="the history")
+    verb.set_defaults(run="pytest_llem.results.history.commands:add_runs")
 
     verb = add("score", help="score stored answers again, and say which questions that changes")
     verb.add_argument("paths", metavar="RUN", type=Path, nargs="+", help="runs, results folders or result files")
