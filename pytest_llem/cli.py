@@ -178,6 +178,20 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(run="pytest_llem.results.commands:report")
 
+    verb = add("comment", help="say in Markdown what a run means for a pull request, and post it to GitHub")
+    verb.add_argument("run_path", metavar="RUN", type=Path, help="a run's directory, or what --json printed of one")
+    verb.add_argument("--baseline", metavar="REF", help="judge against this (default: the verdicts of the run's gates)")
+    verb.add_argument("--history", metavar="DIR", type=Path, help="earlier runs (default: those of its baseline)")
+    verb.add_argument("--report-url", metavar="URL", help="where the report is")
+    verb.add_argument("--name", default="", help="tells this comment from others on the same pull request")
+    verb.add_argument("--json", action="store_true", help="print what the comment is made from, to be posted elsewhere")
+    verb.add_argument("--post", action="store_true", help="write it to the pull request, once: later runs replace it")
+    verb.add_argument("--pull-request", metavar="N", type=int, help="which one (default: that of the workflow's event)")
+    verb.add_argument(
+        "--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="of saved baselines"
+    )
+    verb.set_defaults(run="pytest_llem.results.comment.command:comment")
+
     verb = add("export", help="write results in another tool's format")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument(

@@ -140,6 +140,10 @@ class WriteError(StoreError, category="write"):
     """A file cannot be written: no space is left, or its directory is gone."""
 
 
+class GitHubError(LlemError, category="github"):
+    """GitHub refused a request, or did not answer it."""
+
+
 class DeviceError(LlemError, category="device"):
     """A device could not be leased, or was not released."""
 

@@ -19,6 +19,15 @@ from pytest_llem.errors import visible
 
 T = TypeVar("T")
 Row = Sequence[str]
+_MARKUP = re.compile(r"[\\`*~$\[\]<>|]|(?<![^\W_])_|_(?![^\W_])")
+"""What GitHub's Markdown takes for markup anywhere in a line; an underscore only at the edge of a word."""
+_LINKED = re.compile(r"@(?=\w)|#(?=\d)|\bGH-(?=\d)|://(?=\S)|\bwww\.(?=\S)", re.IGNORECASE)
+"""What GitHub links by itself (its "Autolinked references and URLs"): a break without width behind it stops that."""
+_WITHOUT_WIDTH = re.compile(
+    "[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2060-\u2065\u3164\ufe00-\ufe0e\ufeff\uffa0"
+    "\U000e0000-\U000e0fff]"
+)
+"""Characters that show nothing (Unicode's Default_Ignorable_Code_Point), but for the mark of a picture, U+FE0F."""
 FORMULA_MARKS = tuple("=+-@\t\r\n＝＋－＠")
 SHOW_AFTER_S = 0.5
 """Chosen: a command that ends sooner needs no count."""
@@ -57,8 +66,18 @@ def markdown_table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str
 
 
 def as_markdown(text: str) -> str:
-    """A text in one line that GitHub shows as it is: no HTML, link, image, code, emphasis or end of a table's cell."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", visible(text).replace("\n", " ").replace("&", "&amp;"))
+    """A text in one line that GitHub shows as it is, and that notifies nobody.
+
+    No HTML, link, image, code, emphasis, formula or end of a table's cell; no mention, reference (`#12`, `GH-12`) or
+    address becomes a link, and characters without a width are shown as escapes.
+    """
+    return _LINKED.sub("\\g<0>&#8203;", _MARKUP.sub(r"\\\g<0>", one_line(text).replace("&", "&amp;")))
+
+
+def one_line(text: str) -> str:
+    """A text in one line in which nothing is hidden."""
+    seen = _WITHOUT_WIDTH.sub(lambda match: match.group().encode("unicode_escape").decode(), visible(text))
+    return seen.replace("\n", " ").replace("\t", " ")
 
 
 def spreadsheet(cell: T) -> T | str:

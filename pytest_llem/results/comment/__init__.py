@@ -1,0 +1,1 @@
+"""Comment: a run's verdict as one Markdown text for a pull request, and the way to post it."""
