@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(run="pytest_llem.results.budget:print_budget")
 
     verb = add("aa", help="run a study several times over: how often gates fail on equal runs here")
-    verb.add_argument("study", metavar="STUDY", type=Path, help="the study file")
+    verb.add_argument("study", metavar="STUDY", type=Path, help="the study file, or builtin:NAME")
     verb.add_argument("--pytest", metavar="OPTIONS", default="", help="for each run, such as '--llem-runner=docker'")
     verb.add_argument("--runs", type=int, metavar="N", default=5, help="how often (default: 5, at least 3)")
     verb.add_argument("--out", metavar="DIR", type=Path, default=Path("llem-results"), help="where the runs go")
@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(run="pytest_llem.results.aa:aa")
 
     verb = add("ab", help="measure two sides in turn, and judge the second against the first")
-    verb.add_argument("study", metavar="STUDY", type=Path, help="the study file")
+    verb.add_argument("study", metavar="STUDY", type=Path, help="the study file, or builtin:NAME")
     verb.add_argument("study_b", metavar="STUDY_B", type=Path, nargs="?", help="of the second side, if it has its own")
     for side in ("a", "b"):
         verb.add_argument(f"--{side}", metavar="OPTIONS", default="", help=f"pytest's options of side {side.upper()}")

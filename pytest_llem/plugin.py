@@ -43,7 +43,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     group = parser.getgroup("llem", "LLM-inference energy experiments")
     add = group.addoption
-    add("--llem-study", action="append", default=[], metavar="FILE", help="study to collect (repeatable)")
+    add(
+        "--llem-study",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="study to collect, or builtin:NAME (repeatable)",
+    )
     add("--llem-out", metavar="DIR", help="artifacts (default: llem-results)")
     add(
         "--llem-runner",

@@ -17,9 +17,12 @@ import pytest
 from pytest_llem.errors import LlemError, SettingsError
 from pytest_llem.session import study_tests
 from pytest_llem.session.experiment_cycle import EXPERIMENT, ExperimentCycle, experiment_cycle_of
-from pytest_llem.session.run import absolute, named, names_study
+from pytest_llem.session.run import absolute, is_builtin, named, names_study, study_path
 from pytest_llem.session.session import LlemSession
 from pytest_llem.study import Experiment, Study
+from pytest_llem.study.shipped import study_file
+
+_BUILTIN: pytest.StashKey[Mapping[str, set[str]]] = pytest.StashKey()
 
 
 class StudyFile(pytest.Module):
@@ -27,6 +30,8 @@ class StudyFile(pytest.Module):
 
     llem: LlemSession
     study: Study
+    only: frozenset[str] = frozenset()
+    """Names of the tests, or of the functions, that the command line selects; empty for all."""
 
     def _getobj(self) -> ModuleType:
         # The one private touch: a Module whose module is not the file itself. See tests/plugin/test_items.py.
@@ -40,9 +45,15 @@ class StudyFile(pytest.Module):
         except LlemError as error:
             raise self.CollectError(str(error)) from None
         gated = any(self.llem.gated(experiment) for experiment in self.study.experiments)
+        missing = set(self.only)
         for node in super().collect():
-            if gated or getattr(node, "originalname", None) != "test_gate":
+            function = getattr(node, "originalname", node.name)
+            selected = not self.only or not self.only.isdisjoint((node.name, function))
+            missing -= {node.name, function}
+            if selected and (gated or function != "test_gate"):
                 yield node
+        if missing:
+            raise self.CollectError(f"{self.nodeid} has no test {', '.join(sorted(missing))}")
 
 
 def collect_study(file_path: Path, parent: pytest.Collector, session: LlemSession) -> StudyFile:
@@ -55,13 +66,45 @@ def collect_study(file_path: Path, parent: pytest.Collector, session: LlemSessio
     return node
 
 
+def builtin_studies(config: pytest.Config) -> Mapping[str, set[str]]:
+    """The studies of the package that the command line names, each with the tests selected; "" stands for all."""
+    return config.stash.get(_BUILTIN, {})
+
+
+def collect_builtin(parent: pytest.Session, session: LlemSession) -> Iterable[StudyFile]:
+    """The collectors of the studies of the package that the command line names, `builtin:NAME` being their node ids.
+
+    pytest would walk to their files through the environment's folders, and load what configures tests there.
+    """
+    for name, selected in builtin_studies(parent.config).items():
+        node: StudyFile = StudyFile.from_parent(parent, path=study_file(name), nodeid=name)
+        node.llem, node.only = session, frozenset() if "" in selected else frozenset(selected)
+        yield node
+
+
 def take_in_studies(config: pytest.Config) -> None:
-    """Make `--llem-study` files arguments of pytest, in place of default test paths; paths inside one select in it."""
-    studies = [_existing(config, name) for name in config.getoption("llem_study")]
-    if not studies:
+    """Make `--llem-study` files arguments of pytest, in place of default test paths; paths inside one select in it.
+
+    What names a study of the package is no path, so it is taken out of them, for `collect_builtin`.
+    """
+    named_studies: list[str] = config.getoption("llem_study")
+    builtin: dict[str, set[str]] = {}
+    for name, _, inside in (each.partition("::") for each in config.args if is_builtin(each)):
+        _existing(config, name)
+        builtin.setdefault(name, set()).add(inside)
+    studies = []
+    for name in named_studies:
+        path = _existing(config, name)
+        if is_builtin(name):
+            builtin.setdefault(name, {""})
+        else:
+            studies.append(path)
+    if not builtin and not studies:
         return
+    config.stash[_BUILTIN] = builtin
     _warn_of_moved_rootdir(config, studies)
-    given = list(config.args) if config.args_source is pytest.Config.ArgsSource.ARGS else []
+    typed = [each for each in config.args if not is_builtin(each)]
+    given = typed if config.args_source is pytest.Config.ArgsSource.ARGS else []
     selected = {absolute(config, argument.partition("::")[0]) for argument in given}
     config.args = given + [str(study) for study in dict.fromkeys(studies) if study not in selected]
     config.args_source = pytest.Config.ArgsSource.ARGS
@@ -89,7 +132,7 @@ def _warn_of_moved_rootdir(config: pytest.Config, studies: Iterable[Path]) -> No
 def _existing(config: pytest.Config, name: str) -> Path:
     fix = "check the path; it is relative to the current directory"
     with named(f"--llem-study={name}", fix):
-        path = absolute(config, name)
+        path = study_path(config, name)
         if path.is_file():
             if not names_study(path.name):
                 raise SettingsError("a study's name ends in .yaml or .yml")
@@ -149,12 +192,12 @@ def _study_of(definition: pytest.Function, session: LlemSession) -> Study:
         raise pytest.Collector.CollectError(
             f"{definition.nodeid}: the llem_study marker has no option {unknown[0]!r}\nfix: it knows allow_invalid=True"
         )
-    path = definition.path.parent / marker.args[0]
-    if not path.is_file():
-        raise pytest.Collector.CollectError(
-            f"{definition.nodeid}: no such study: {path}\nfix: the path is relative to the test file"
-        )
     try:
+        path = definition.path.parent / study_file(marker.args[0])
+        if not path.is_file():
+            raise SettingsError(
+                f"{definition.nodeid}: no such study: {path}", fix="the path is relative to the test file"
+            )
         return session.study(path)
     except LlemError as error:
         raise pytest.Collector.CollectError(str(error)) from None

@@ -134,9 +134,23 @@ def absolute(config: pytest.Config, name: str) -> Path:
     return Path(os.path.realpath(config.invocation_params.dir / name))
 
 
+def study_path(config: pytest.Config, name: str) -> Path:
+    """The path of a study that the command line names; `SettingsError` for a `builtin:NAME` that there is not."""
+    if not is_builtin(name):
+        return absolute(config, name)
+    from pytest_llem.study.shipped import study_file
+
+    return study_file(name)
+
+
+def is_builtin(argument: str) -> bool:
+    """Whether a command-line argument is a study that the package ships, or a node id inside one."""
+    return argument.startswith("builtin:")
+
+
 def names_study(argument: str) -> bool:
-    """Whether a command-line argument is a study file, or a node id inside one."""
-    return argument.partition("::")[0].endswith((".yaml", ".yml"))
+    """Whether a command-line argument is a study, or a node id inside one."""
+    return is_builtin(argument) or argument.partition("::")[0].endswith((".yaml", ".yml"))
 
 
 def names_studies(config: pytest.Config) -> bool:
@@ -147,9 +161,10 @@ def names_studies(config: pytest.Config) -> bool:
 def study_files(config: pytest.Config, arguments: Iterable[str]) -> Iterator[Path]:
     """The study files that arguments of the command line name, those that exist."""
     for argument in filter(names_study, arguments):
-        path = absolute(config, argument.partition("::")[0])
-        if os.path.isfile(path):  # noqa: PTH113 (the method of Path raises for names that are too long)
-            yield path
+        with contextlib.suppress(LlemError):
+            path = study_path(config, argument.partition("::")[0])
+            if os.path.isfile(path):  # noqa: PTH113 (the method of Path raises for names that are too long)
+                yield path
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,8 @@ from pytest_llem.errors import LlemError
 from pytest_llem.job.files import require_room
 from pytest_llem.session.collection import (
     add_words,
+    builtin_studies,
+    collect_builtin,
     collect_study,
     deselect,
     let_reach_network,
@@ -81,6 +83,14 @@ class StudyPlugin:
         """Collect studies without garbage collection."""
         with without_garbage_collection():
             return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, Any, Any]:
+        """Collect the package's studies beside the paths of the command line."""
+        report = yield
+        if isinstance(collector, pytest.Session):
+            report.result.extend(collect_builtin(collector, self.session))
+        return report
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
@@ -221,7 +231,7 @@ def validated_session(config: pytest.Config) -> LlemSession:
 
 def _load_named_studies(config: pytest.Config, session: LlemSession) -> None:
     """Load the command line's studies; `pytest.UsageError` for their isolation, the rest is collection's to report."""
-    for path in study_files(config, config.args):
+    for path in study_files(config, (*config.args, *builtin_studies(config))):
         try:
             session.study(path)
         except LlemError as error:

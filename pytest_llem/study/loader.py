@@ -36,6 +36,7 @@ from pytest_llem.study.points import MAX_POINTS, Points, Sweep, TooManyPointsErr
 from pytest_llem.study.problems import Location, Problem, UnreadableError, study_error, suggest_or_list
 from pytest_llem.study.schema import EntryHead, ExplicitExperiment, StudyDocument, StudyHead
 from pytest_llem.study.search import ARRIVAL
+from pytest_llem.study.shipped import study_file
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
 from pytest_llem.study.values import KeyPath, deep_merge, kind
@@ -54,16 +55,17 @@ def load_study(
     validity: Mapping[str, float] | None = None,
     percentiles: Sequence[float] = STANDARD,
 ) -> Study:
-    """Read and expand a study file.
+    """Read and expand a study: a file, or `builtin:NAME`.
 
     `env` fills placeholders (default: the process environment); `execution`, `validity` and `percentiles` hold a
     user's defaults, below what the study sets. Raises `StudyError`, whose message begins with `FILE:LINE:COLUMN: ` and
-    holds all problems, and `SettingsError` for wrong `overrides`.
+    holds all problems, and `SettingsError` for wrong `overrides` or an unknown `builtin:NAME`.
     """
+    path = study_file(path)
     try:
-        sources = read_sources(Path(path), os.environ if env is None else env)
+        sources = read_sources(path, os.environ if env is None else env)
         loader = _StudyLoader(
-            Path(path), sources, overrides or Overrides(), execution or {}, validity or {}, tuple(percentiles)
+            path, sources, overrides or Overrides(), execution or {}, validity or {}, tuple(percentiles)
         )
         return loader.load()
     except UnreadableError as unreadable:

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.study.document import Document, read_document
 from pytest_llem.study.fields import innermost
 from pytest_llem.study.problems import MAX_PROBLEMS, Location, Problem, UnreadableError
+from pytest_llem.study.shipped import study_file
 from pytest_llem.study.translation import replaced, translate
 from pytest_llem.study.values import KeyPath, deep_merge, kind
 
@@ -103,7 +104,11 @@ def _read(
         if not isinstance(base, str) or not base:
             problems.append(Problem(where, f"base: expected a file name, got {kind(base)}", "write base: common.yaml"))
             continue
-        target = path.parent / base
+        try:
+            target = path.parent / study_file(base)
+        except SettingsError as error:
+            problems.append(Problem(where, f"base: {error.message}", error.fix))
+            continue
         if _resolved(target) in chain:
             problems.append(Problem(where, f"base: {base} is a base of itself", "break the circle"))
             continue
