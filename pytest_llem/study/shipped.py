@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.study.problems import suggest_or_list
 
 PREFIX = "builtin:"
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -28,5 +27,5 @@ def study_file(name: str | Path) -> Path:
         return Path(name)
     known = shipped_studies()
     if text not in known:
-        raise SettingsError(f"there is no built-in study {text!r}", fix=suggest_or_list(text, sorted(known)))
+        raise SettingsError(f"there is no built-in study {text!r}", fix=f"use one of: {', '.join(known)}")
     return known[text]
