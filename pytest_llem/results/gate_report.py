@@ -29,6 +29,10 @@ WORDS: dict[Status, str] = {
 }
 EXPLAINED = ("fail", "not_comparable")
 """Verdicts whose `basis` a reader needs."""
+UNUSED = " (not used"
+"""Where the reason of a gate begins to name the cycles that its verdict is not of."""
+NOT_CONFIRMED = "not confirmed"
+"""What the reason of a gate begins with whose cycles failed and, measured once more, did not."""
 SHOWN = 3
 """Experiments or causes that the line of gates names. Chosen: it stays one line, and each gate has its own in full."""
 
@@ -62,13 +66,7 @@ class GateRow:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text in the sign and unit of its limit, in the order of `VERDICT_HEAD`."""
-        budget, low, high = self.kind == "budget", self.ci_low, self.ci_high
-
-        def said(ratio: float) -> str:
-            if budget:
-                return in_unit(self.metric, ratio * float(self.limit.split()[-1]))
-            return change(self.metric, ratio, None if self.limit.endswith("%") else self.baseline)
-
+        said, budget, low, high = self.said, self.kind == "budget", self.ci_low, self.ci_high
         return (
             self.metric,
             word(self.status),
@@ -79,6 +77,12 @@ class GateRow:
             self.limit,
         )
 
+    def said(self, ratio: float) -> str:
+        """A ratio of this gate in the sign and unit of its limit: `+8.2 %`, or `0.62 J` of a budget."""
+        if self.kind == "budget":
+            return in_unit(self.metric, ratio * float(self.limit.split()[-1]))
+        return change(self.metric, ratio, None if self.limit.endswith("%") else self.baseline)
+
     def sentence(self) -> str:
         """What was found: `output_tokens_per_s fell by 88.5 % (...), the limit is -30 %`, or why nothing could be."""
         if self.ratio is None:
@@ -87,10 +91,12 @@ class GateRow:
 
     def cause(self) -> str:
         """Why it could not be judged, in a few words that gates of one cause share."""
+        if self.reason.startswith(NOT_CONFIRMED):
+            return NOT_CONFIRMED
         if self.ratio is not None:
             by_questions = self.metric == ACCURACY and "own noise" not in self.reason
             return "too few questions" if by_questions else "too noisy"
-        return self.reason.partition(" (not used")[0].partition("; ")[0]
+        return self.reason.partition(UNUSED)[0].partition("; ")[0]
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,19 @@ class BaselineNamed:
 
 @dataclass(frozen=True)
 class GateReport:
-    """All verdicts on one experiment; `baseline` is what it was compared with, `None` for budgets alone."""
+    """All verdicts on one experiment; `baseline` is what it was compared with, `None` for budgets alone.
+
+    Where `execution.confirm` had cycles measured once more, `first` are the verdicts on those that were planned, and
+    `further` those on the others alone; both are empty otherwise.
+    """
 
     study: str
     experiment_id: str
     rows: tuple[GateRow, ...]
     strict: bool
     baseline: BaselineNamed | None = None
+    first: tuple[GateRow, ...] = ()
+    further: tuple[GateRow, ...] = ()
 
     @property
     def failed(self) -> bool:

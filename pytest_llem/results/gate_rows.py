@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_llem.job.condition_names import ESTIMATED_ENERGY
 from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, SLO_MET_SHARE
-from pytest_llem.results.gate_report import GateRow
+from pytest_llem.results.gate_report import UNUSED, GateRow
 from pytest_llem.results.gates import MIN_CYCLES, Status, Verdict, inverted, judge_pairs, judge_runs, unjudged
 from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import NOT_MEASURED, Metric, is_energy, metric
@@ -134,7 +134,7 @@ def gate_row(
     current: float | None = None,
 ) -> GateRow:
     """A row without what only some have; `lost` are the cycles that the verdict is not of, with what became of each."""
-    without = f" (not used: {', '.join(lost)})" if lost else ""
+    without = f"{UNUSED}: {', '.join(lost)})" if lost else ""
     return GateRow(
         metric=name,
         kind=kind,

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,23 +16,30 @@ MANIFEST = "run.json"
 STATE = "state.json"
 RESULT = "result.json"
 SEARCH = "search.json"
+CONFIRM = "confirm"
+"""The directory in an experiment's with the cycles that were measured because a gate failed (`execution.confirm`)."""
 HASH_LENGTH = 8
 """Chosen: 32 bits distinguish the configurations of a study, and the name stays readable."""
 
 
 @dataclass(frozen=True, order=True)
 class CycleKey:
-    """One cycle of one experiment of one study, within a run."""
+    """One cycle of one experiment of one study, within a run.
+
+    One that `confirms` a failed gate lies apart, where nothing that takes means of cycles finds it.
+    """
 
     study: str
     experiment_id: str
     config_hash: str
     cycle: int
+    confirms: bool = field(default=False, kw_only=True)
 
     @property
     def directory(self) -> Path:
         """The cycle's directory, relative to the run's."""
-        return Path(slug(self.study)) / experiment_directory(self.experiment_id, self.config_hash) / f"c{self.cycle}"
+        experiment = Path(slug(self.study)) / experiment_directory(self.experiment_id, self.config_hash)
+        return experiment / (CONFIRM if self.confirms else "") / f"c{self.cycle}"
 
     @property
     def item_id(self) -> str:
@@ -72,8 +79,16 @@ def experiment_directory(experiment_id: str, config_hash: str) -> str:
 
 def cycle_directories(run_dir: Path, having: Sequence[str] = (STATE,)) -> Iterator[Path]:
     """The directory of each cycle that was started, or that has one of other files, sorted by name and cycle."""
-    found = {path.parent for name in having for path in run_dir.glob(f"*/*/c*/{name}")}
-    directories = [path for path in found if path.name[1:].isdecimal()]  # not a user's copy
+    return _numbered(path.parent for name in having for path in run_dir.glob(f"*/*/c*/{name}"))
+
+
+def confirming_directories(run_dir: Path) -> Iterator[Path]:
+    """Those of the cycles that were started because a gate failed, in the same order."""
+    return _numbered(path.parent for path in run_dir.glob(f"*/*/{CONFIRM}/c*/{STATE}"))
+
+
+def _numbered(paths: Iterable[Path]) -> Iterator[Path]:
+    directories = [path for path in {*paths} if path.name[1:].isdecimal()]  # not a user's copy
     yield from sorted(directories, key=lambda path: (path.parent, int(path.name[1:])))
 
 

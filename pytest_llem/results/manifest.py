@@ -7,7 +7,7 @@ commands and the report read it. The format is published: fields are added, neve
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode, read_versioned
 from pytest_llem.results.axes import StudyAxes
-from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories, runs_at
+from pytest_llem.results.layout import MANIFEST, CycleKey, confirming_directories, cycle_directories, runs_at
 from pytest_llem.results.state import Holder, StateName, now, read_state
 from pytest_llem.study.model import SourceText, SweptAxis
 
@@ -94,11 +94,12 @@ class ManifestItem:
     reasons: tuple[str, ...] = ()
     source_run: str | None = None
     not_reused: str | None = None
+    confirms: bool = False
 
     @property
     def key(self) -> CycleKey:
         """Which cycle this is."""
-        return CycleKey(self.study, self.experiment_id, self.config_hash, self.cycle)
+        return CycleKey(self.study, self.experiment_id, self.config_hash, self.cycle, confirms=self.confirms)
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Manifest:
     """`run.json`. `finished_at` is `None` while the run goes on, or if it was killed; `interrupted` as well.
 
     `interrupted` is whether Ctrl-C or the like ended the run; one that stops at a failure (`-x`) is not.
+    `confirming` are cycles that were measured because a gate failed: they are that gate's alone, and not among `items`.
     """
 
     run_id: str
@@ -127,6 +129,7 @@ class Manifest:
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
     invocation: Invocation | None = None
     interrupted: bool | None = None
+    confirming: tuple[ManifestItem, ...] = ()
     schema_version: int = MANIFEST_VERSION
 
 
@@ -209,6 +212,7 @@ def rebuild_manifest(
         manifest,
         studies=studies,
         items=_items(run_dir, studies),
+        confirming=tuple(_begun(run_dir, confirming_directories(run_dir)).values()),
         facts={**manifest.facts, **(facts or {})},
         finished_at=now() if finished else manifest.finished_at,
         interrupted=manifest.interrupted if interrupted is None else interrupted,
@@ -219,8 +223,14 @@ def rebuild_manifest(
 
 
 def _items(run_dir: Path, studies: tuple[StudyPlan, ...]) -> tuple[ManifestItem, ...]:
+    begun = _begun(run_dir, cycle_directories(run_dir))
+    planned = [key for study in studies for key in study.cycle_keys()]
+    return tuple(begun.get(key) or _pending(key) for key in dict.fromkeys([*planned, *begun]))
+
+
+def _begun(run_dir: Path, directories: Iterable[Path]) -> dict[CycleKey, ManifestItem]:
     begun: dict[CycleKey, ManifestItem] = {}
-    for directory in cycle_directories(run_dir):
+    for directory in directories:
         state = read_state(directory)
         if state is None:
             continue
@@ -234,8 +244,7 @@ def _items(run_dir: Path, studies: tuple[StudyPlan, ...]) -> tuple[ManifestItem,
             source_run=state.source_run,
             not_reused=state.not_reused,
         )
-    planned = [key for study in studies for key in study.cycle_keys()]
-    return tuple(begun.get(key) or _pending(key) for key in dict.fromkeys([*planned, *begun]))
+    return begun
 
 
 def _pending(key: CycleKey) -> ManifestItem:

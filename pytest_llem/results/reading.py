@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json
 from pytest_llem.results.comparability import flat_settings
-from pytest_llem.results.layout import MANIFEST, RESULT, STATE, cycle_directories, runs_at
+from pytest_llem.results.layout import CONFIRM, MANIFEST, RESULT, STATE, cycle_directories, runs_at
 from pytest_llem.results.metrics import METRICS, SHIPPED, metrics_of
 from pytest_llem.results.schema import RESULT_VERSION, Result
 from pytest_llem.results.state import read_state
@@ -92,14 +92,18 @@ def refused(path: Path, problem: ValidationError) -> StoreError:
 
 
 def result_files(path: Path) -> list[Path]:
-    """The `result.json` files at or below `path`, without superseded attempts. `StoreError` when there are none."""
+    """The `result.json` files at or below `path`; `StoreError` when there are none.
+
+    Superseded attempts are left out, and cycles that confirm a gate, unless `path` names them.
+    """
     if path.is_file() and path.name != MANIFEST:
         return [path]
     runs = runs_at(path)
     if runs:
         files = [directory / RESULT for run in runs for directory in _ended(run)]
     else:
-        files = sorted({*path.rglob(RESULT)} - {*path.rglob(f"attempt-*/{RESULT}")})
+        apart = {*path.rglob(f"attempt-*/{RESULT}"), *path.rglob(f"{CONFIRM}/c*/**/{RESULT}")}
+        files = sorted({*path.rglob(RESULT)} - apart)
     if not files and runs:
         which = "this run" if len(runs) == 1 else f"these {len(runs)} runs"
         raise StoreError(

@@ -78,13 +78,17 @@ class CycleState:
     not_reused: str | None = None
     step: int | None = None
     """The window (from 1) of a search whose cycle this is."""
+    confirms: bool = False
+    """Whether it was measured because a gate had failed (`execution.confirm`)."""
     schema_version: int = STATE_VERSION
 
     @property
     def key(self) -> CycleKey:
         """Which cycle this is."""
         names = (self.study, self.experiment_id, self.config_hash, self.cycle)
-        return CycleKey(*names) if self.step is None else WindowKey(*names, self.step)
+        if self.step is None:
+            return CycleKey(*names, confirms=self.confirms)
+        return WindowKey(*names, self.step, confirms=self.confirms)
 
     @property
     def attempt(self) -> int:

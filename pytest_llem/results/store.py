@@ -100,9 +100,10 @@ class RunStore:
         )
 
     def valid_siblings(self, key: CycleKey) -> dict[int, Result]:
-        """The other valid cycles of an experiment so far, by number."""
+        """The other valid cycles of an experiment so far, by number: one that confirms is held against all."""
         siblings: dict[int, Result] = {}
-        for path in self.directory(key).parent.glob(f"c*/{STATE}"):
+        folders = {self.directory(each).parent for each in (key, replace(key, confirms=False))}
+        for path in (path for folder in folders for path in folder.glob(f"c*/{STATE}")):
             state = read_state(path.parent)
             if state is not None and state.state == "valid" and state.cycle != key.cycle:
                 siblings[state.cycle] = read_result(JobDir(path.parent).result)

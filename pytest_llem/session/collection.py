@@ -158,9 +158,7 @@ def parametrize(metafunc: pytest.Metafunc, session: LlemSession) -> None:
     in_study_file = metafunc.definition.getparent(StudyFile) is not None
     cycles: Iterable[tuple[Experiment, int | None]]
     if "llem_cycle" in metafunc.fixturenames:
-        execution = study.execution
-        optional = execution.max_cycles if execution.target_ci is not None else 0
-        cycles = study.schedule(max(execution.cycles, optional))
+        cycles = study.schedule(study.execution.last_cycle)
     else:
         cycles = [(each, None) for each in study.experiments if not in_study_file or session.gated(each)]
     parameters = [

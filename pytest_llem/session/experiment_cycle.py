@@ -30,6 +30,8 @@ class ExperimentCycle:
     """Model, engine and tags, which `-k` matches besides the id."""
     step: int | None = None
     """The window (1-based) of a search, where a test is about one."""
+    confirms: bool = False
+    """Whether a failed gate asks for it, which no item is about: see `once_more`."""
 
     @property
     def id(self) -> str:
@@ -41,16 +43,25 @@ class ExperimentCycle:
         """The cycle's name in the run's store."""
         assert self.cycle is not None, "a cycle is measured, not an experiment"
         names = (self.study.name, self.experiment.id, self.experiment.config_hash, self.cycle)
-        return CycleKey(*names) if self.step is None else WindowKey(*names, self.step)
+        if self.step is None:
+            return CycleKey(*names, confirms=self.confirms)
+        return WindowKey(*names, self.step, confirms=self.confirms)
 
     @property
     def optional(self) -> bool:
         """Whether this is a cycle that is measured only until `target_ci` is reached."""
-        return self.cycle is not None and self.cycle > self.study.execution.cycles
+        return self.cycle is not None and self.cycle > self.study.execution.cycles and not self.confirms
 
     def cycles(self) -> list[ExperimentCycle]:
         """The same experiment, once per cycle that its study asks for (not the optional ones of `target_ci`)."""
         return [replace(self, cycle=cycle, step=None) for cycle in range(1, self.study.execution.cycles + 1)]
+
+    def once_more(self) -> list[ExperimentCycle]:
+        """As many cycles that confirm a failed gate, numbered after the last that any item may be about."""
+        execution = self.study.execution
+        first = execution.last_cycle + 1
+        numbers = range(first, first + execution.cycles)
+        return [replace(self, cycle=number, step=None, confirms=True) for number in numbers]
 
 
 def experiment_cycle_of(item: pytest.Item) -> ExperimentCycle | None:

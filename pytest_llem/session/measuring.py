@@ -116,7 +116,8 @@ class Measurer:
             dependencies = _dependencies(cycle, runner.spec, Demand.exactly(devices))
             return self._job(cycle, attempt, devices)
 
-        queue_position = self.queue_positions.get((study.name, cycle.id, cycle.cycle or 1))
+        place = None if cycle.confirms else cycle.cycle or 1  # a gate stands in the queue without a number
+        queue_position = self.queue_positions.get((study.name, cycle.id, place))
         request = CycleRequest(
             experiment.config,
             demand,

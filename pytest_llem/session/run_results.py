@@ -18,13 +18,14 @@ import pytest
 from filelock import FileLock
 
 from pytest_llem.containers import remove_orphaned_containers
-from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError
+from pytest_llem.errors import JsonValue, LlemError, NotReleasedError, StoreError, WorkerCrashedError
 from pytest_llem.job.files import noted, writing
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.leases import remove_orphans
 from pytest_llem.machine.processes import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
 from pytest_llem.results.baselines import Baseline, Saved, save_baseline
+from pytest_llem.results.confirming import confirmed, unconfirmed
 from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
 from pytest_llem.results.judging import judge_experiment, precise_after
 from pytest_llem.results.layout import MANIFEST, CycleKey
@@ -206,11 +207,31 @@ class RunResults:
     def judge(self, experiment: ExperimentCycle, baseline: Baseline | None) -> GateReport:
         """Judge an experiment into `gate.json`, measuring absent cycles. `StoreError` if the baseline lacks it."""
         outcomes = [self.get_or_measure(cycle, retried=False) for cycle in experiment.cycles()]
+        directory = outcomes[0].directory.parent
         # What `compare` allows, and its alpha, are those of budgets too, for which no limit has to stand beside them.
         expect, compare = experiment.experiment.expect, experiment.experiment.gates.compare
-        report = judge_experiment(outcomes, expect, compare, baseline, strict=self._options.strict)
-        write_gate(outcomes[0].directory.parent, report)
+
+        def judge(cycles: Sequence[Outcome]) -> GateReport:
+            return judge_experiment(cycles, expect, compare, baseline, strict=self._options.strict)
+
+        report = judge(outcomes)
+        if report.status == "fail" and experiment.study.execution.confirm:
+            write_gate(directory, unconfirmed(report))
+            report = confirmed(report, outcomes, self._measured_once_more(experiment), judge)
+        write_gate(directory, report)
         return report
+
+    def _measured_once_more(self, experiment: ExperimentCycle) -> list[Outcome]:
+        """The cycles that confirm a failed gate, up to the first that fails; no other item would retry these."""
+        outcomes: list[Outcome] = []
+        for cycle in experiment.once_more():
+            if not outcomes and self.store.outcome(cycle.key) is None:
+                with contextlib.suppress(NotReleasedError):  # the cycle finds what is left on the device, and says so
+                    self.unload()  # what the planned cycles shared, these must not share
+            outcomes.append(self.get_or_measure(cycle, retried=True))
+            if outcomes[-1].result is None:
+                break
+        return outcomes
 
     def none_valid(self, cycles: Iterable[ExperimentCycle]) -> bool:
         """Whether all of these cycles have ended, and none of them is valid."""
@@ -223,7 +244,7 @@ class RunResults:
         With `target_ci` that is the cycle after which it stops.
         """
         execution = experiment.study.execution
-        last = execution.cycles if execution.target_ci is None else max(execution.cycles, execution.max_cycles)
+        last = execution.last_cycle
         keys = [replace(experiment, cycle=number, step=None).key for number in range(1, last + 1)]
         states = [read_state(self.store.directory(key)) for key in keys]
         ended = [key for key, state in zip(keys, states, strict=True) if state is not None and state.state in TERMINAL]

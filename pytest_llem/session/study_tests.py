@@ -74,6 +74,8 @@ def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_ex
         ("llem_experiment", str(report.experiment_id)),
         ("llem_verdict", str(report.status)),
     ]
+    if report.first:
+        verdicts.append(("llem_first_verdict", "fail"))
     if report.baseline is not None:
         verdicts.append(("llem_baseline", str(report.baseline.name)))
     for row in report.rows:

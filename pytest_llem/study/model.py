@@ -42,6 +42,12 @@ class Execution:
     )
     max_cycles: Annotated[int, Limits(ge=1, le=10_000)] = setting(10, "Most cycles with `target_ci`.")
     headline: Name = setting(HEADLINE, "Metric of the summary and of `target_ci`.")
+    confirm: bool = setting(False, "Measure an experiment's cycles once more before its gate fails.")
+
+    @property
+    def last_cycle(self) -> int:
+        """The number of the last cycle that may be measured, were none precise enough for `target_ci` before it."""
+        return self.cycles if self.target_ci is None else max(self.cycles, self.max_cycles)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,14 @@ execution: {{cycles: {cycles}, retries: 0{execution}}}
 {more}
 """
 
+RESTED = """\
+import pathlib
+
+def pytest_runtest_setup(item):
+    if item.name.startswith("test_gate"):
+        pathlib.Path("tired.now").unlink(missing_ok=True)
+"""
+
 STOP_AFTER_ONE = """\
 def pytest_runtest_logfinish(nodeid):
     session.shouldstop = "enough"
@@ -96,6 +104,51 @@ def test_a_gate_over_failed_cycles_is_inconclusive_and_fails_alone_or_when_stric
     result.stdout.fnmatch_lines(["gates: 1 inconclusive (no cycle is valid)"])
     run(pytester, "-k", "test_gate").assert_outcomes(failed=1)
     run(pytester, "-k", "test_gate", "--llem-strict").assert_outcomes(failed=1)
+
+
+def test_what_failed_is_measured_once_more_before_it_is_red(pytester: pytest.Pytester, write: Write) -> None:
+    """A machine that was hot while the cycles ran made identical code red."""
+    experiments = """\
+experiments:
+  - {id: hot, model: tired, expect: {output_tokens_per_s: ">= 120"}}
+  - {id: bad, model: none, expect: {output_tokens_per_s: ">= 1000000"}}"""
+    write(experiments, models="exception", execution=", confirm: true, cooldown: 0, isolation: experiment")
+    (pytester.path / "tired.now").touch()
+    (pytester.path / "conftest.py").write_text(RESTED)
+    chosen = ("-k", "hot or bad")
+    run(pytester, "--collect-only", *chosen).stdout.fnmatch_lines(
+        ["  confirm: 3 more cycles for each gate that fails*"]
+    )
+    result = run(pytester, *chosen, "-rs", "--llem-save-baseline=main")
+    result.assert_outcomes(passed=6, failed=1, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "output_tokens_per_s is *; confirmed: */s in the first 3 cycles, */s in 3 more",
+            "gates: 1 failed (bad), 1 inconclusive (not confirmed)",
+            "SKIPPED *not confirmed: */s in the first 3 cycles, */s in 3 more; the budget is >= 120",
+        ]
+    )
+    assert measured(pytester) == 6
+    ran = manifest(pytester)
+    assert [item["cycle"] for item in ran["confirming"]] == [4, 5, 6] * 2
+    assert len(ran["items"]) == 6
+    (directory,) = pytester.path.glob("llem-results/*/")
+    facts = [
+        json.loads((directory / str(item["directory"]) / "result.json").read_text())["runner"]["facts"]
+        for item in ran["confirming"]
+    ]
+    assert [fact["engine_reused"] for fact in facts] == [False, True, True] * 2, (
+        "the planned cycles' engine is not theirs"
+    )
+    rows = json.loads((directory / "summary.json").read_text())["experiments"]
+    assert [row["metrics"]["output_tokens_per_s"]["n"] for row in rows] == [3, 3]
+    assert 'name="llem_first_verdict" value="fail"' in (directory / "junit.xml").read_text()
+    saved = json.loads((pytester.path / "llem-baselines/main/gates.json").read_text())["experiments"]
+    assert [len(run["values"]["output_tokens_per_s"]) for run in saved["hot"]["runs"]] == [3]
+    again = run(pytester, *chosen, "--llem-resume")
+    again.assert_outcomes(passed=6, failed=1, skipped=1)
+    sources = [item["source_run"] for item in manifest(pytester)["confirming"]]
+    assert sources == [directory.name] * 6
 
 
 def test_a_saved_baseline_is_a_gate_for_the_next_run(pytester: pytest.Pytester, write: Write) -> None:

@@ -46,6 +46,9 @@ def _study(session: LlemSession, study: Study) -> Iterator[str]:
         yield f"  {len(searches)} of them search a load, in up to {searches[0].max_windows} windows a cycle"
     if session.options.shard is not None:
         yield from (f"  {line}" for line in session.options.shard.lines([study]))
+    gates = sum(session.gated(experiment) for experiment in study.experiments)
+    if study.execution.confirm and gates:
+        yield f"  confirm: {cycles} more cycles for each gate that fails, up to {gates * cycles}"
     engines = Counter(experiment.engine for experiment in study.experiments)
     for engine, number in engines.items():
         spec = session.runner_plans.spec(engine, study)

@@ -1,7 +1,7 @@
 """An engine outside the package, registered by entry point, that breaks a worker in every way a real one can.
 
 The model names the fault: none, exception, kill, segfault, memory, hang, exit, missing, lies; `busy` is none, and
-computes.
+computes; `tired` is slow while there is a file `tired.now`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pytest_llem.engines.protocol import (
     CacheState,
@@ -93,14 +94,15 @@ class FaultyEngine:
         return Letters()
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
-        """A millisecond per token, of CPU time where it is `busy`."""
+        """A millisecond per token, or twenty when `tired`; of CPU time where it is `busy`."""
         spend = compute if self.fault == "busy" else time.sleep
+        token_s = 0.02 if self.fault == "tired" and Path("tired.now").exists() else 0.001
         completions = []
         for request in requests:
             start = time.monotonic_ns()
             times = []
             for _ in range(request.max_new_tokens):
-                spend(0.001)
+                spend(token_s)
                 times.append(time.monotonic_ns())
             ids = tuple(65 + number % 26 for number in range(request.max_new_tokens))
             completions.append(
