@@ -108,6 +108,8 @@ def decode_value(hint: Any, value: object, where: str) -> object:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}: expected a mapping, got {type(value).__name__}")
         item = get_args(hint)[1]
+        if is_json(item):
+            return {str(key): entry for key, entry in value.items()}
         return {str(key): decode_value(item, entry, f"{where}.{key}") for key, entry in value.items()}
     if hint is float and type(value) is int:
         return float(value)

@@ -84,6 +84,8 @@ def conditions(result: Result) -> dict[str, JsonValue]:
 
 MODEL = ("dtype", "quantization", "model_revision", "model_fingerprint")
 """Conditions that are read from the loaded model. Earlier versions read fewer of them, and so did their baselines."""
+NOT_ALWAYS_APART = frozenset({*MODEL, CALIBRATION})
+"""Conditions that may differ between measurements that compare without any limit; each other forbids it."""
 MACHINE = ("device_kind", "device_count", "device_models", "power_limit_w", "driver_major", "cpu_model")
 """Conditions that differ between the cycles of one run only where several machines measured them."""
 
@@ -154,7 +156,7 @@ def differences(
     and scorer to those of right answers, which may differ in length. Another board of the same model has another gain:
     then the limit must exceed both boards' gain errors in quadrature. An answer's score knows no board.
     """
-    free = {*allow, *_without_effect(measure)}
+    free = {*allow, *without_effect(measure)}
     problems: list[str] = []
     for name in {**baseline, **current}:
         before, now = baseline.get(name), current.get(name)
@@ -178,7 +180,7 @@ def differences(
     return problems
 
 
-def _without_effect(measure: MetricName) -> Iterator[str]:
+def without_effect(measure: MetricName) -> Iterator[str]:
     """The conditions that do not matter to a metric."""
     if not measure.energy:
         yield from ENERGY_ONLY

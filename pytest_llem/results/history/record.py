@@ -1,13 +1,15 @@
-"""What a history keeps: a file per run and study, whose first line is the run and each further one an experiment.
+"""What a history keeps: blocks of a run of one study, the run first, then an experiment a line.
 
-`files` writes and reads it; `series` puts it in order. A published format (docs/history.md): fields may be added with
-defaults, never renamed.
+`adding` makes them, `files` writes and reads them, `series` puts them in order. A published format (docs/history.md):
+fields may be added with defaults, never renamed.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import cached_property
 
 from pytest_llem.errors import JsonValue
@@ -39,17 +41,32 @@ class HistoryRun:
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     schema_version: int = HISTORY_VERSION
 
-    @property
+    @cached_property
     def at(self) -> str:
-        """The time that orders runs: its start, and never before its commit, however wrong the runner's clock is."""
-        return max(self.started_at, self.committed_at or "")
+        """The time that orders runs, in UTC: its start, and never before its commit, however wrong a clock is."""
+        return max(utc(self.started_at), utc(self.committed_at) if self.committed_at else "")
+
+
+def utc(moment: str) -> str:
+    """A time of ISO 8601 in UTC to the second, so that texts are in the order of times; without an offset it is UTC.
+
+    Raises `ValueError` for any other text.
+    """
+    parsed = datetime.fromisoformat(f"{moment[:-1]}+00:00" if moment.endswith("Z") else moment)  # Z: not Python 3.10
+    known = parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)
+    try:
+        return known.astimezone(timezone.utc).isoformat(timespec="seconds")
+    except OverflowError:
+        raise ValueError(f"{moment!r} is out of range") from None
 
 
 @dataclass(frozen=True)
 class MetricEntry:
     """A metric of one experiment in one run: the mean of its cycles with both one-sided bounds, and each cycle.
 
-    The bounds are those of a gate's budget, each at 5 %; `None` where so few cycles have none.
+    The mean is geometric, as in gates, where all cycles are positive. Bounds are at 5 % each, from the scatter of the
+    cycles and the least that runs are taken to differ; `None` for a single cycle, and where one is not positive. What
+    all runs on a board share, such as its gain, is not in them.
     """
 
     value: float
@@ -62,8 +79,9 @@ class MetricEntry:
 class HistoryEntry:
     """One experiment of a run: a line. `conditions` and `settings` are whole here, however the file shares them.
 
-    `fingerprint` is that of the environment. `verdicts` are those of its own gates in that run, by metric.
-    `measurements`, `gain_uncertainty_rel` and `scores` are as in a baseline.
+    `fingerprint` is that of the environment. `verdicts` are those of its own gates in that run, by metric: the worst
+    where a metric has several. `measurements`, `gain_uncertainty_rel` and `scores` are as in a baseline. A condition
+    or setting that is absent is `None`.
     """
 
     run: HistoryRun
@@ -77,6 +95,12 @@ class HistoryEntry:
     measurements: tuple[str, ...] = ()
     scores: Mapping[str, str] = field(default_factory=dict)
     verdicts: Mapping[str, Status] = field(default_factory=dict)
+
+    @cached_property
+    def conditions_text(self) -> str:
+        """The conditions as one text, the same for the same conditions."""
+        known = {name: value for name, value in self.conditions.items() if value is not None}
+        return json.dumps(known, sort_keys=True)
 
     @cached_property
     def as_baseline(self) -> BaselineRun:
