@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,12 +88,18 @@ def plugins(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, format, the floors, the figures of the layout, and the workflows' security."""
+    """Style, format, the floors, the figures of the layout, and the workflows: correct, and safe."""
     session.run(str(BIN / "ruff"), "check", ".")
     session.run(str(BIN / "ruff"), "format", "--check", ".")
     session.run(str(BIN / "lint-imports"))
     session.run(sys.executable, ".ci/house.py")
-    session.run(str(BIN / "zizmor"), "--offline", "--no-progress", "--persona=pedantic", ".github")
+    session.run(str(BIN / "zizmor"), "--offline", "--no-progress", "--persona=pedantic", ".github", "action.yml")
+    # A fork of actionlint: PyPI has it as a program, and it reads actions as well. It hands scripts to ShellCheck.
+    session.run(str(BIN / "jactionlint"), "--strict-exit")
+    if shutil.which("shellcheck") or "LLEM_REQUIRE_SHELLCHECK" in os.environ:
+        session.run("shellcheck", *map(str, sorted(Path(".github/scripts").glob("*.sh"))), external=True)
+    else:
+        session.warn("shellcheck is not installed: the scripts of the workflows were not checked")
 
 
 @nox.session

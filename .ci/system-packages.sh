@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # System packages that the tests need: a C compiler (the simulated NVML), a browser (the report), OpenSSL
-# (certificates of servers), git and venv. Does nothing where they are there.
+# (certificates of servers), git, ShellCheck and venv. Does nothing where they are there.
 set -euo pipefail
 
 missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v git >/dev/null || missing+=(git)
 command -v openssl >/dev/null || missing+=(openssl)
+command -v shellcheck >/dev/null || missing+=(shellcheck)
 command -v chromium >/dev/null || missing+=(chromium)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ "${#missing[@]}" -eq 0 ] && exit 0

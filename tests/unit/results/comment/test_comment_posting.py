@@ -36,6 +36,7 @@ class GitHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.comments: list[dict[str, Any]] = []
         self.pulls: list[dict[str, Any]] = []
+        self.artifacts: list[dict[str, Any]] = []
         self.failures: list[tuple[int, dict[str, str], str]] = []
         self.asked: list[str] = []
         self.tokens: set[str | None] = set()
@@ -94,6 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
             found = github.comments[int(path.path.rpartition("/")[2]) - 1]
             found["body"] = data["body"]
             self.reply(200, found)
+        elif path.path == "/api/v3/repos/o/r":
+            self.reply(200, {"default_branch": "main"})
+        elif path.path == "/api/v3/repos/o/r/actions/artifacts":
+            self.reply(200, {"artifacts": github.artifacts})
         elif path.path == "/api/v3/repos/o/r/pulls":
             head = parse_qs(path.query)["head"][0]
             self.reply(200, [each for each in github.pulls if each["head"]["label"] == head])
@@ -103,8 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = handle_any  # noqa: N815
 
 
-@pytest.fixture
-def github() -> Iterator[GitHub]:
+def serving() -> Iterator[GitHub]:
+    """A server for the time of a test."""
     server = GitHub()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -112,6 +117,11 @@ def github() -> Iterator[GitHub]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def github() -> Iterator[GitHub]:
+    yield from serving()
 
 
 def pulls(github: GitHub, pauses: list[float] | None = None) -> PullRequests:

@@ -1,10 +1,11 @@
-"""The workflows and what docs/ci.md says of them: actionlint where it is installed, and names that exist everywhere."""
+"""The workflows, the action and what docs/ci.md says of them: names that exist everywhere, and few rights.
+
+`nox -s lint` has jactionlint, zizmor and ShellCheck read them.
+"""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ import yaml
 
 ROOT = Path(__file__).parents[4]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+SCRIPTS = sorted((ROOT / ".github" / "scripts").iterdir())
 GATE = ROOT / ".github" / "workflows" / "energy-gate.yml"
+ACTION = ROOT / "action.yml"
 PAGE = ROOT / "docs" / "ci.md"
+
+
+def read(path: Path) -> dict[Any, Any]:
+    found: dict[Any, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
 
 
 def blocks(language: str) -> list[str]:
@@ -24,20 +32,22 @@ def blocks(language: str) -> list[str]:
 
 def inputs() -> dict[str, dict[str, Any]]:
     # YAML 1.1 reads a bare `on` as true.
-    found: dict[str, dict[str, Any]] = yaml.safe_load(GATE.read_text(encoding="utf-8"))[True]["workflow_call"]["inputs"]
+    found: dict[str, dict[str, Any]] = read(GATE)[True]["workflow_call"]["inputs"]
     return found
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_actionlint_has_nothing_to_say(workflow: Path) -> None:
-    actionlint = shutil.which("actionlint")
-    if actionlint is None:
-        pytest.skip("actionlint is not installed")
-    done = subprocess.run([actionlint, "-no-color", str(workflow)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def steps() -> list[tuple[str, dict[str, Any]]]:
+    """All steps with the name of their file."""
+    found = [
+        (path.name, step)
+        for path in WORKFLOWS
+        for job in read(path)["jobs"].values()
+        for step in job.get("steps", ())  # a job that calls a workflow has none
+    ]
+    return [*found, *((ACTION.name, step) for step in read(ACTION)["runs"]["steps"])]
 
 
-@pytest.mark.parametrize("file", [*WORKFLOWS, PAGE], ids=lambda path: path.name)
+@pytest.mark.parametrize("file", [*WORKFLOWS, *SCRIPTS, PAGE], ids=lambda path: path.name)
 def test_every_option_named_exists(file: Path, pytestconfig: pytest.Config) -> None:
     named = {name.replace("-", "_") for name in re.findall(r"--(llem-[a-z-]+)", file.read_text(encoding="utf-8"))}
     assert [name for name in sorted(named) if not hasattr(pytestconfig.option, name)] == []
@@ -49,6 +59,28 @@ def test_the_documented_call_names_inputs_and_secrets_that_exist() -> None:
     known = inputs()
     assert set(job["with"]) <= set(known)
     assert {name for name, entry in known.items() if entry.get("required")} <= set(job["with"])
+
+
+@pytest.mark.parametrize("name", ["energy-gate.yml", "energy-comment.yml"])
+def test_the_documented_call_grants_what_the_jobs_ask_for(name: str) -> None:
+    """GitHub does not start a called workflow whose job asks for more than the caller has."""
+    call = next(yaml.safe_load(block) for block in blocks("yaml") if f"/{name}@" in block)
+    (job,) = call["jobs"].values()
+    asked = [of.get("permissions", {}) for of in read(ROOT / ".github" / "workflows" / name)["jobs"].values()]
+    granted = job["permissions"]
+    assert set(granted) == {scope for each in asked for scope in each}
+    assert all(granted[scope] in ("write", right) for each in asked for scope, right in each.items())
+
+
+def test_what_measures_can_write_nothing_and_what_writes_measures_nothing() -> None:
+    """The job of a pull request runs its author's code."""
+    jobs = read(GATE)["jobs"]
+    assert set(jobs["gate"]["permissions"].values()) == {"read"}
+    writing = {name: job["permissions"] for name, job in jobs.items() if "write" in job["permissions"].values()}
+    assert writing == {"history": {"contents": "write"}, "comment": {"pull-requests": "write"}}
+    for name in writing:
+        scripts = " ".join(str(step.get("run", "")) for step in jobs[name]["steps"])
+        assert re.findall(r"[a-z-]+\.sh", scripts) == [{"history": "push-history.sh", "comment": "comment.sh"}[name]]
 
 
 def test_the_table_of_inputs_is_complete_with_its_defaults() -> None:
@@ -64,14 +96,11 @@ def test_the_table_of_inputs_is_complete_with_its_defaults() -> None:
 
 def test_no_input_is_pasted_into_a_script() -> None:
     """An input inside `run:` would be executed; they go through the environment."""
-    for workflow in WORKFLOWS:
-        for job in yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"].values():
-            for step in job["steps"]:
-                assert "${{" not in str(step.get("run", "")), (workflow.name, step)
+    for file, step in steps():
+        assert "${{" not in str(step.get("run", "")), (file, step)
 
 
 def test_evidence_and_cleaning_up_do_not_depend_on_the_verdict() -> None:
-    steps = yaml.safe_load(GATE.read_text(encoding="utf-8"))["jobs"]["gate"]["steps"]
-    after = [step for step in steps if step.get("name") in ("Keep the results", "Keep the new baseline", "Clean up")]
-    assert len(after) == 3
+    after = [step for step in read(GATE)["jobs"]["gate"]["steps"] if step.get("name", "").startswith(("Keep", "Clean"))]
+    assert len(after) == 6
     assert all("always()" in step["if"] for step in after)
