@@ -20,7 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pytest_llem.containers import remove_orphaned_containers
-from pytest_llem.containers.daemon import connect, daemon_facts
+from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts
+from pytest_llem.containers.images import DefaultImage, default_image, own_image
 from pytest_llem.energy import calibrate, calibration
 from pytest_llem.energy import doctor as sensors
 from pytest_llem.energy.doctor import Finding, Level
@@ -85,7 +86,7 @@ def examine(doing: Callable[[str], None]) -> list[ReportSection]:
     found = tuple(_whole("engines", _engines(doing)))
     added = tuple(_added())
     doing("asking the Docker daemon")
-    daemon = _docker(gpus=bool(sensors.gpu_uuids()))
+    daemon, *images = _docker(gpus=bool(sensors.gpu_uuids()))
     if not any(finding.level == "ok" for finding in (*found, daemon)):
         fix = "pip install 'pytest-llem[transformers]'"
         found += (Finding("problem", "engines", "no engine can be imported here, and no Docker daemon answers", fix),)
@@ -93,7 +94,7 @@ def examine(doing: Callable[[str], None]) -> list[ReportSection]:
         ReportSection("energy", energy),
         ReportSection("engines", found),
         *([ReportSection("added by packages", added)] if added else []),
-        ReportSection("docker", (daemon,)),
+        ReportSection("docker", (daemon, *images)),
         ReportSection("directories", tuple(_directories())),
     ]
 
@@ -214,13 +215,27 @@ def _import_failure(modules: Sequence[str]) -> str | None:
     return lines[-1] if lines else f"exit code {done.returncode}"
 
 
-def _docker(*, gpus: bool) -> Finding:
+def _docker(*, gpus: bool) -> Iterator[Finding]:
+    """The daemon, and the image that each engine would run in there."""
     try:
-        client = connect(DOCKER_TIMEOUT_S)
-        with closing(client):
-            facts = daemon_facts(client)
+        with closing(connect(DOCKER_TIMEOUT_S)) as client:
+            yield _daemon(daemon_facts(client), gpus)
+            for info in engines().values():
+                if info.stock_image is not None:
+                    yield _image(info.name, default_image(client, info.name))
     except LlemError as error:
-        return Finding("warn", "daemon", error.message, error.fix)
+        yield Finding("warn", "daemon", error.message, error.fix)
+
+
+def _image(engine: str, image: DefaultImage) -> Finding:
+    if image.own:
+        return Finding("ok", f"image of {engine}", f"{image.name}: this project's own, which is present")
+    where = "present" if image.present else "pulled when it is first used"
+    why = f"its publisher's, since {own_image(engine)} is not present"
+    return Finding("ok" if image.present else "absent", f"image of {engine}", f"{image.name}: {why}; {where}")
+
+
+def _daemon(facts: DaemonFacts, gpus: bool) -> Finding:
     found = f"{facts.version} at {facts.address}"
     if gpus and not facts.gpus:
         fix = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"

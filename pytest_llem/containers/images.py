@@ -6,12 +6,10 @@ The Docker runner, its preflight and servers call it. No engine's image may be n
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from functools import cache
+from dataclasses import dataclass
 
 import docker
 import requests
@@ -26,9 +24,6 @@ from pytest_llem.errors import RunnerError
 
 REGISTRY = "ghcr.io/pytest-llem"
 
-DEFAULT_CUDA_MAJOR = 12
-"""The default of images/docker-bake.hcl."""
-
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 PULL_ATTEMPTS = 3
@@ -39,13 +34,33 @@ BACKOFF_S = 2.0
 Tell = Callable[[str], None]
 
 
-def default_image(engine: str, cuda_major: int | None, version: str = __version__) -> str:
-    """This project's own image of an engine; `RunnerError` for an engine that has none."""
+@dataclass(frozen=True)
+class DefaultImage:
+    """The image of an engine for which none is named: this project's `own`, or the one of its publisher."""
+
+    name: str
+    own: bool
+    present: bool
+
+
+def default_image(client: docker.DockerClient, engine: str) -> DefaultImage:
+    """This project's image if it is present, since none is published yet, else the publisher's.
+
+    Raises `RunnerError` for an engine that has neither, and `DockerError`.
+    """
     info = engine_info(engine)
     if info.stock_image is None:
         fix = client_fix(engine) if info.serves_over_http else f"name one: --llem-runner={engine}=docker:IMAGE"
         raise RunnerError(f"there is no default image for engine {engine!r}", fix=fix)
-    return f"{REGISTRY}/{engine}:{version}-cuda{cuda_major or DEFAULT_CUDA_MAJOR}"
+    own = own_image(engine)
+    if image_facts(client, own) is not None:
+        return DefaultImage(own, own=True, present=True)
+    return DefaultImage(info.stock_image, own=False, present=image_facts(client, info.stock_image) is not None)
+
+
+def own_image(engine: str) -> str:
+    """What images/docker-bake.hcl calls this project's image of an engine."""
+    return f"{REGISTRY}/{engine}:{__version__}"
 
 
 def client_fix(engine: str) -> str:
@@ -158,39 +173,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def with_alternatives(error: DockerError, engine: str, *, named: bool) -> DockerError:
-    """The error about a default image, with the stock image of the engine as another way."""
-    stock = engine_info(engine).stock_image
-    if named or stock is None or error.category not in ("image_not_found", "registry_auth"):
+    """The error about a default image, with an image of one's own as another way."""
+    if named or error.category not in ("image_not_found", "registry_auth"):
         return error
-    fix = f"use the upstream image: --llem-runner={engine}=docker:{stock} (works unchanged), or build images/{engine}"
+    fix = f"name another: --llem-runner={engine}=docker:IMAGE, or build images/{engine} as {own_image(engine)}"
     return type(error)(error.message, fix=fix, details=error.details)
-
-
-@cache
-def cuda_major() -> int | None:
-    """What the driver supports, else what `nvcc` is; `None` on a machine without either."""
-    return _from_nvml() or _from_nvcc()
-
-
-def _from_nvml() -> int | None:
-    import pynvml
-
-    from pytest_llem.energy.nvml_devices import nvml
-
-    try:
-        with nvml():
-            return int(pynvml.nvmlSystemGetCudaDriverVersion_v2()) // 1000 or None
-    except pynvml.NVMLError:
-        return None
-
-
-def _from_nvcc() -> int | None:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        return None
-    try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    match = re.search(r"release (\d+)\.", text)
-    return int(match[1]) if match else None

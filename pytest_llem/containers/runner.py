@@ -24,7 +24,6 @@ from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import CONTAINER_EVENT, host_metering
 from pytest_llem.containers.images import (
     Tell,
-    cuda_major,
     default_image,
     ensure_image,
     foreign_architecture,
@@ -68,6 +67,7 @@ class DockerRunner(Runner):
         self._identity = SessionIdentity()
         self._connected: tuple[docker.DockerClient, DaemonFacts] | None = None
         self._images: dict[str, ImageFacts] = {}
+        self._defaults: dict[str, str] = {}
         self._swept: list[str] = []
         self._kept: KeptContainers | None = None
 
@@ -116,7 +116,7 @@ class DockerRunner(Runner):
 
     def image(self, engine: str) -> ImageFacts:
         """The image for an engine, made present; raises `DockerError`."""
-        name = self.spec.image or default_image(engine, cuda_major())
+        name = self._image_name(engine)
         if name not in self._images:
             client, _ = self.connect()
             try:
@@ -127,13 +127,21 @@ class DockerRunner(Runner):
                 raise with_alternatives(error, engine, named=self.spec.image is not None) from None
         return self._images[name]
 
+    def _image_name(self, engine: str) -> str:
+        """The image that was named, else the default one, which stays the same for the run."""
+        if self.spec.image is not None:
+            return self.spec.image
+        if engine not in self._defaults:
+            self._defaults[engine] = default_image(self.connect()[0], engine).name
+        return self._defaults[engine]
+
     def known_image(self, engine: str) -> str | None:
         """The digest, else the id, of an engine's image here (`pull: always` pulls it first); `None` if not known."""
         try:
             if self.settings.pull == "always":
                 image: ImageFacts | None = self.image(engine)
             else:
-                image = image_facts(self.connect()[0], self.spec.image or default_image(engine, cuda_major()))
+                image = image_facts(self.connect()[0], self._image_name(engine))
         except LlemError:
             return None
         return None if image is None else image.digest or image.id
@@ -141,8 +149,8 @@ class DockerRunner(Runner):
     def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
         """Everything that would make cycles of this engine fail here, without pulling or loading anything."""
         try:
-            name = self.spec.image or default_image(engine, cuda_major())
             client, daemon = self.connect()
+            name = self._image_name(engine)
         except LlemError as error:
             return PreflightReport(problems=(error,))
         subject = PreflightSubject(engine, name, configs, devices, self.settings)

@@ -101,7 +101,7 @@ class EngineInfo:
     install: str | None = None
     """The command that installs it."""
     stock_image: str | None = None
-    """Upstream image that works unchanged; engines that have one also have an image of this project."""
+    """Its publisher's image, pinned, which works unchanged; engines that have one also have one of this project."""
     preload: tuple[str, ...] = ()
     """Modules and attributes (`module`, `module:attribute`) that the fork server imports before it forks.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +13,8 @@ from pathlib import Path
 import docker
 import pytest
 
-from pytest_llem.containers.images import ensure_image, image_facts
+from pytest_llem import doctor
+from pytest_llem.containers.images import DefaultImage, default_image, ensure_image, image_facts, own_image
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Job, JobDir
@@ -72,7 +75,26 @@ def test_an_unknown_engine_without_an_image_is_an_error_of_its_own(
     assert "no default image" in str(read_json(job_dir.error)["message"])
 
 
-def test_the_default_image_names_the_upstream_one_as_a_way_out(client: docker.DockerClient, make_job: MakeJob) -> None:
+def test_the_default_image_is_the_publishers_unless_the_own_one_is_present(
+    client: docker.DockerClient, base_image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody had published the own ones, so `--llem-runner=docker` ended with an image that could not be pulled."""
+    before = default_image(client, "sglang")
+    client.images.get(base_image).tag(own_image("sglang"))
+    try:
+        after = default_image(client, "sglang")
+        doctor.run(argparse.Namespace(calibrate=False, json=True))
+    finally:
+        client.images.remove(own_image("sglang"))
+
+    assert before == DefaultImage("lmsysorg/sglang:v0.5.20", own=False, present=False)
+    assert after == DefaultImage(own_image("sglang"), own=True, present=True)
+    found = {each["subject"]: each["message"] for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["image of sglang"] == f"{own_image('sglang')}: this project's own, which is present"
+    assert found["image of vllm"].startswith("vllm/vllm-openai:v0.26.0-cu129: its publisher's, since ")
+
+
+def test_a_default_image_that_cannot_be_pulled_names_ways_out(client: docker.DockerClient, make_job: MakeJob) -> None:
     job, job_dir = make_job(engine="vllm")
     runner = DockerRunner(RunnerSpec("docker", "study"), DockerSettings(pull="never"))
 
@@ -81,7 +103,8 @@ def test_the_default_image_names_the_upstream_one_as_a_way_out(client: docker.Do
 
     error = read_json(job_dir.error)
     assert error["category"] == "image_not_found"
-    assert "vllm/vllm-openai" in str(error["fix"])
+    assert "vllm/vllm-openai:v0.26.0-cu129" in str(error["message"])
+    assert f"build images/vllm as {own_image('vllm')}" in str(error["fix"])
 
 
 @pytest.mark.skipif(not shutil.which("docker"), reason="needs the docker command, to make a context")

@@ -61,7 +61,7 @@ execution: {cycles: 1, order: sequential}
 ASK = """
 import io, json, sys, tarfile
 from pytest_llem.containers.archive import worker_archive
-from pytest_llem.containers.images import default_image
+from pytest_llem.containers.images import own_image
 from pytest_llem.engines import engine_names
 from pytest_llem.machine import environment
 from pytest_llem.runners.resolution import missing_modules
@@ -81,7 +81,7 @@ print(json.dumps({
     "preloaded": [name for name in ("decimal", "pytest_llem.engines.parrot.engine") if name in sys.modules],
     "missing": missing_modules("parrot"),
     "packages": {name: version for name, version in identity.items() if name.startswith("package_")},
-    "image": default_image("parrot", 12, "1.0"),
+    "image": own_image("parrot"),
     "problem": plan_runners(["parrot"], {"parrot": RunnerSpec("local", "default")}, [], False).problems[0].fix,
     "inactive": canonical({"model": "m", "engine": "parrot", "parrot.pitch": 2.0}, "parrot")[1],
     "carried": [name for name in carried if "/parrot/" in name],
@@ -124,7 +124,7 @@ def test_every_part_of_the_package_knows_the_engine(site: Path) -> None:
     assert known["preloaded"] == ["decimal", "pytest_llem.engines.parrot.engine"]
     assert known["missing"] == ["parrot_food"]
     assert set(known["packages"]) == {"package_pytest-llem", "package_parrot-food"}
-    assert known["image"] == "ghcr.io/pytest-llem/parrot:1.0-cuda12"
+    assert known["image"] == f"ghcr.io/pytest-llem/parrot:{pytest_llem.__version__}"
     assert known["problem"].endswith("pip install parrot-food")
     assert known["inactive"] == {"parrot.pitch": "at its own speed"}
     assert "llem/site/pytest_llem/engines/parrot/engine.py" in known["carried"]

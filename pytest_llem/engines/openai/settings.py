@@ -42,7 +42,7 @@ class OpenAISettings:
     image: Name | None = setting(
         None,
         "Image that the server runs in; `command` then stands in place of the image's entry point.",
-        ["vllm/vllm-openai:latest"],
+        ["vllm/vllm-openai:v0.26.0"],
     )
     server_args: tuple[Name, ...] = setting(
         (),

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
+import pytest_llem
 from pytest_llem.containers.daemon import ssh_command
-from pytest_llem.containers.images import default_image, split_name
+from pytest_llem.containers.images import own_image, split_name
 from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
 from pytest_llem.containers.options import ENVIRONMENT
 from pytest_llem.engines import shipped_engines
 from pytest_llem.engines.builtin import builtin_place
-from pytest_llem.errors import JsonValue, RunnerError, SettingsError
+from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.config import Arrival, Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.study.runner_settings import DockerSettings
+
+IMAGES = Path(__file__).parents[3] / "images"
 
 
 @pytest.fixture
@@ -177,14 +180,21 @@ def test_names_of_images_are_split(name: str, parts: tuple[str, str]) -> None:
     assert split_name(name) == parts
 
 
-def test_default_images_carry_version_and_cuda() -> None:
-    assert default_image("vllm", 13, "1.2.3") == "ghcr.io/pytest-llem/vllm:1.2.3-cuda13"
-    assert default_image("vllm", None, "1.2.3") == "ghcr.io/pytest-llem/vllm:1.2.3-cuda12"
-    for name in ("transformers", "vllm", "sglang", "tensorrt_llm"):
-        assert default_image(name, 12, "1.2.3") == f"ghcr.io/pytest-llem/{name}:1.2.3-cuda12"
-        assert shipped_engines()[name].stock_image
-    with pytest.raises(RunnerError, match="no default image"):
-        default_image("my-engine", 12)
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt_llm"])
+def test_stock_images_are_pinned_and_what_the_own_ones_are_built_on(engine: str) -> None:
+    """`latest` gave another engine, and other joules, from one pull to the next."""
+    stock = str(shipped_engines()[engine].stock_image)
+
+    assert split_name(stock)[1][:1] in "v0123456789"
+    assert f"ARG BASE_IMAGE={stock}\n" in (IMAGES / engine / "Dockerfile").read_text()
+
+
+def test_own_images_carry_the_version_and_are_what_the_bake_file_builds() -> None:
+    bake = (IMAGES / "docker-bake.hcl").read_text()
+
+    assert own_image("vllm") == f"ghcr.io/pytest-llem/vllm:{pytest_llem.__version__}"
+    assert 'variable "REGISTRY" { default = "ghcr.io/pytest-llem" }' in bake
+    assert 'tags     = ["${REGISTRY}/vllm:${VERSION}"]' in bake
 
 
 def test_the_way_over_ssh() -> None:
