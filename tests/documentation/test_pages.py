@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import pytest_llem
 from pytest_llem.job.config import Thresholds
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.fields import defaults
@@ -78,12 +77,6 @@ def test_the_floors_are_drawn_as_they_are_checked() -> None:
     ]
     # The lowest two are drawn as one: job and errors are read together.
     assert drawn == [*checked[:-2], checked[-2] | checked[-1]]
-
-
-def test_the_citation_names_this_version() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert str(citation["version"]) == pytest_llem.__version__
-    assert citation["license"] == "Apache-2.0"
 
 
 def test_every_page_is_in_the_navigation() -> None:
