@@ -157,6 +157,10 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="runs, or folders of runs")
     verb.add_argument("--to", metavar="DIR", type=Path, default=Path("llem-history"), help="the history")
     verb.set_defaults(run="pytest_llem.results.history.commands:add_runs")
+    verb = add("list", of=history, help="list the studies of a history, and what began their segments")
+    verb.add_argument("directory", metavar="DIR", type=Path, nargs="?", default=Path("llem-history"))
+    verb.add_argument("--format", choices=("text", "json"), default="text")
+    verb.set_defaults(run="pytest_llem.results.history.commands:list_history")
 
     verb = add("score", help="score stored answers again, and say which questions that changes")
     verb.add_argument("paths", metavar="RUN", type=Path, nargs="+", help="runs, results folders or result files")
