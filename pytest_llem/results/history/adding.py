@@ -142,7 +142,7 @@ def _entries(
             fingerprint=group[0].environment.fingerprint,
             conditions=kept.conditions,
             settings=compared_settings(group[0]),
-            metrics={name: _metric(cycles, correlated=correlated) for name, cycles in kept.values.items()},
+            metrics={name: metric_entry(cycles, correlated=correlated) for name, cycles in kept.values.items()},
             gain_uncertainty_rel=kept.gain_uncertainty_rel,
             measurements=kept.measurements,
             scores=kept.scores,
@@ -202,7 +202,8 @@ def _verdicts(shards: Sequence[Path]) -> dict[tuple[str, str], dict[str, Status]
     return verdicts
 
 
-def _metric(cycles: tuple[float, ...], *, correlated: bool) -> MetricEntry:
+def metric_entry(cycles: tuple[float, ...], *, correlated: bool) -> MetricEntry:
+    """A metric of one run; `correlated` where its cycles shared one loaded engine."""
     if len(cycles) < 2 or min(cycles) <= 0:
         return MetricEntry(_rounded(fmean(cycles)), None, None, cycles)
     interval = mean_interval(cycles, ALPHA, correlated=correlated)

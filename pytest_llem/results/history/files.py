@@ -6,11 +6,12 @@ runners that add at once, on a disk or on branches that are merged, lose nothing
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, chain, groupby, pairwise
 from math import isfinite, isnan, nan
@@ -97,11 +98,24 @@ def read_history(directory: Path) -> History:
         raise StoreError(f"{directory}: no such folder", fix="begin a history: llem history add RUN --to DIR")
     problems: list[str] = []
     entries: list[HistoryEntry] = []
-    for path in sorted(directory.glob("*/*.jsonl")):
-        with noted(problems):
-            entries += read_file(path, problems)
+    with _without_garbage_collection():
+        for path in sorted(directory.glob("*/*.jsonl")):
+            with noted(problems):
+                entries += read_file(path, problems)
     entries.sort(key=lambda entry: (entry.run.at, entry.run.run_id))
     return History(str(directory), tuple(_each_once(entries)), tuple(problems))
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """All that is made stays, and to look through it again and again takes as long as reading."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _each_once(entries: Sequence[HistoryEntry]) -> Iterator[HistoryEntry]:
@@ -256,7 +270,7 @@ def _metrics(data: list[Any], columns: Mapping[str, int], cycles: int, where: st
             if any(row and (row[0] is None or None in row[3:]) for row in rows):
                 raise TypeError
             numbers = [nan if number is None else number for number in numbers]
-        complete = len(data) == len(columns) and all(not row or len(row) > 3 for row in rows)
+        complete = len(data) == len(columns) and min(map(len, filter(None, rows)), default=4) > 3
         if finite and complete and NUMBERS.issuperset(map(type, numbers)):
             return MetricRows(columns, [0, *accumulate(map(len, rows))], array("d", numbers), cycles)
     expected = f"expected {len(columns)} lists of finite numbers: the mean, both bounds or null, and the cycles"
