@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llem.errors import LlemError
 from pytest_llem.results.baselines import baseline_of
-from pytest_llem.results.confirming import confirmed
+from pytest_llem.results.confirming import confirmed, unconfirmed
 from pytest_llem.results.gate_report import GateReport, gate_files, gates_line, write_gate
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey, confirming_directories, cycle_directories
@@ -131,6 +131,13 @@ def test_too_few_for_bounds_decide_by_their_mean_and_name_those_that_are_lost(ju
     report = judge(12.0, 10.0, valid=2)
     assert not report.failed
     assert report.rows[0].reason.endswith("+0.5 % in 2 more; the limit is +5 % (not used: c6 failed)")
+
+
+def test_a_run_that_ends_in_between_says_that_it_did_not_get_there(judge: Judge) -> None:
+    report = judge_experiment(judge.cycles(12.0), (), POWER, judge.baseline)
+    (row,) = unconfirmed(report).rows
+    assert row.status == "fail"
+    assert row.reason == f"{report.rows[0].reason}; not yet measured once more"
 
 
 def test_both_verdicts_are_kept_and_an_older_file_has_none(judge: Judge, tmp_path: Path) -> None:

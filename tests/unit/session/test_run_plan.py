@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_llem.results.layout import CycleKey, WindowKey
+from pytest_llem.results.state import begin
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.run_plan import cycle_of_item, study_plans
 from pytest_llem.study import load_study
@@ -57,3 +59,18 @@ def test_an_item_is_about_its_cycle_or_window(tmp_path: Path) -> None:
     assert of("test_experiment[rate_per_s:search-c2]") == [CycleKey(*key)]
     assert of("test_gate[rate_per_s:search]") == []
     assert of("test_experiment[another-c2]") == []
+
+
+def test_cycles_that_confirm_a_gate_take_no_number_and_no_place_of_others(tmp_path: Path) -> None:
+    """A later run that plans more cycles, and `target_ci`, would take them for their own."""
+    path = tmp_path / "load.yaml"
+    path.write_text(SEARCH + "execution: {cycles: 2, target_ci: 5%, max_cycles: 7, confirm: true}\n")
+    study = load_study(path)
+    [experiment] = study.experiments
+    again = ExperimentCycle(study, experiment).once_more()
+    assert [cycle.cycle for cycle in again] == [8, 9]
+    assert not any(cycle.optional for cycle in again)
+    window = replace(again[0], step=3)
+    assert window.key.directory == again[0].key.directory / "search-3"
+    assert again[0].key.directory.parts[-2:] == ("confirm", "c8")
+    assert [begin(each.key, None).key for each in (again[0], window)] == [again[0].key, window.key]
