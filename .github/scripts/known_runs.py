@@ -14,7 +14,6 @@ from pytest_llem.results.history.files import read_history
 from pytest_llem.results.history.series import in_segments
 from pytest_llem.study import load_study
 
-
 ENOUGH = 3
 """From so many on a gate is strict: the noise between runs is estimated from three."""
 

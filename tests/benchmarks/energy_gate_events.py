@@ -55,6 +55,7 @@ def repository(folder: Path, github: GitHub) -> Iterator[Actions]:
     for name, module in (("python", ""), ("llem", "-m pytest_llem.cli"), ("pytest", "-m pytest -p no:cacheprovider")):
         program(programs / name, f'exec {sys.executable} {module} "$@"')
     shared = {**GIT, "GITHUB_API_URL": github.url, "PYTHONPATH": str(ROOT), "GITHUB_ACTIONS": "true"}
+    shared["LLEM_LEASE_DIR"] = str(folder / "leases")  # the server sleeps: who else measures here does not matter
     yield Actions(folder, folder / "server", programs, shared)
 
 
