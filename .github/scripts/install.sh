@@ -5,10 +5,11 @@ set -euo pipefail
 : "${REQUIREMENTS:?}"
 
 python3 -m venv "$RUNNER_TEMP/llem"
-read -ra requirements <<< "$REQUIREMENTS"
-if [[ "$REQUIREMENTS" != *pytest-llem*@* && "$REQUIREMENTS" != *pytest-llem*=* ]]; then
-  source=$(cd "$LLEM_SOURCE" && pwd)
-  printf 'pytest-llem @ file://%s\n' "$source" > "$RUNNER_TEMP/llem-source.txt"
-  requirements+=(--constraint "$RUNNER_TEMP/llem-source.txt")
-fi
+source=$(cd "$LLEM_SOURCE" && pwd)
+read -ra words <<< "$REQUIREMENTS"
+requirements=()
+for word in "${words[@]}"; do
+  if [[ $word =~ ^pytest-llem(\[[A-Za-z0-9,-]*\])?$ ]]; then word="$word @ file://$source"; fi
+  requirements+=("$word")
+done
 "$RUNNER_TEMP/llem/bin/pip" install --quiet "${requirements[@]}"

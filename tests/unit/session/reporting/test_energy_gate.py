@@ -248,6 +248,31 @@ def test_artifacts_keep_a_history_too(actions: Actions, github: GitHub, runs: Pa
     assert "not strict yet::1 of 3" in jobs["gate"].printed
 
 
+@pytest.mark.parametrize(
+    ("requirements", "installed"),
+    [
+        ("pytest-llem[vllm,report] other==1", "pytest-llem[vllm,report] @ file://SOURCE|other==1|"),
+        ("pytest-llem", "pytest-llem @ file://SOURCE|"),
+        ("pytest-llem[vllm]@git+https://x.invalid/y pytest-llem-more", None),
+    ],
+)
+def test_pytest_llem_comes_from_the_workflows_own_commit(
+    tmp_path: Path, requirements: str, installed: str | None
+) -> None:
+    """It is in no package index. A constraint did not do: pip looks for extras of it in the index all the same."""
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "llem" / "bin").mkdir(parents=True)
+    program(
+        tmp_path / "programs" / "python3",
+        'printf \'#!/bin/sh\\nshift 2; printf "%%s|" "$@"\\n\' > "$3/bin/pip"; chmod +x "$3/bin/pip"',
+    )
+    path = f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}"
+    shared = {"PATH": path, "RUNNER_TEMP": str(tmp_path), "LLEM_SOURCE": str(ROOT), "REQUIREMENTS": requirements}
+    done = subprocess.run(["bash", str(SCRIPTS / "install.sh")], env=shared, capture_output=True, text=True, check=True)
+    wanted = requirements.replace(" ", "|") + "|" if installed is None else installed.replace("SOURCE", str(ROOT))
+    assert done.stdout == wanted
+
+
 def test_the_action_runs_the_workflows_own_scripts() -> None:
     """What the step and the workflow do is written once."""
     import yaml
