@@ -27,8 +27,11 @@ model: builtin:tiny-llama
 engine: openai
 dtype: float32
 workload: {prompts: 8, input_tokens: 8, output_tokens: 4}
-openai: {command: [python, server.py, --model, "{model}", --port, "{port}", --dtype, "{dtype}"], concurrency: 1}
-measurement: {min_duration_s: 1, idle: {duration_s: 0}, warmup: {max_repeats: 1}, validity: {cpu_contended_rel: 1}}
+openai:
+  command: [python, server.py, --model, "{model}", --port, "{port}", --dtype, "{dtype}"]
+  enable_prefix_caching: false
+  concurrency: 1
+measurement: {min_duration_s: 0.5, idle: {duration_s: 0}, warmup: {max_repeats: 1}, validity: {cpu_contended_rel: 1}}
 execution: {cycles: 3, cooldown: 0}
 compare: {fail_if: {e2el_p50_s: 20%}, allow: [estimated_energy]}
 """

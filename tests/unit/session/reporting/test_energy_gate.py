@@ -114,7 +114,10 @@ def actions(tmp_path: Path, runs: Path, github: GitHub) -> Actions:
 
 def kept(actions: Actions) -> list[str]:
     """The runs in the branch of the history."""
-    listed = git(actions.server / "o" / "r", "ls-tree", "-r", "--name-only", "llem-history")
+    repository = actions.server / "o" / "r"
+    if not git(repository, "branch", "--list", "llem-history"):
+        return []
+    listed = git(repository, "ls-tree", "-r", "--name-only", "llem-history")
     return [name for name in listed.splitlines() if name.endswith(".jsonl")]
 
 
