@@ -91,6 +91,15 @@ def test_what_is_there_again_fails_and_says_both(judge: Judge) -> None:
     assert row.ratio == pytest.approx((1.2 * 1.18) ** 0.5, rel=1e-3)
 
 
+def test_a_mean_within_the_limit_does_not_confirm_though_all_cycles_together_fail(judge: Judge) -> None:
+    """What was very hot at first would drag the mean of all over the limit."""
+    report = judge(20.0, 10.49)
+    first, further = judge.cycles(20.0), judge.cycles(10.49, after=3)
+    assert judge_experiment([*first, *further], (), POWER, judge.baseline).status == "fail"
+    assert report.status == "inconclusive"
+    assert judge(20.0, 10.7).failed
+
+
 def test_a_metric_where_higher_is_better_is_confirmed_in_its_own_direction(judge: Judge) -> None:
     compare = Comparison((FailIf("tokens_per_joule", -0.05),))
     assert judge(12.0, 11.8, compare=compare).failed
