@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     verb = add(
         "compare", help="compare runs with a baseline (exit code 1 beyond a limit), or the settings inside a run"
     )
-    verb.add_argument("baseline", metavar="A", help="run, results folder, result.json or saved baseline")
+    verb.add_argument("baseline", metavar="A", help="run, results folder, result.json, saved baseline or history:DIR")
     verb.add_argument("others", metavar="B", nargs="*", default=[], help="what to hold against it, run by run")
     verb.add_argument("--by", metavar="AXIS", help="inside A: each value of this axis, paired over the other axes")
     verb.add_argument("--reference", metavar="VALUE", help="hold the others against this value (default: the first)")
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--limit", metavar="PERCENT", default="5%", help="the gate's limit (default: 5%%)")
     verb.add_argument("--regression", metavar="PERCENT", default="10%", help="what is to be found (default: 10%%)")
     verb.add_argument("--power", metavar="PERCENT", default="95%", help="in what share of gates (default: 95%%)")
-    verb.add_argument("--baseline-runs", type=int, metavar="N", default=1, help="runs in the baseline (default: 1)")
+    verb.add_argument("--baseline-runs", type=int, metavar="N", default=3, help="runs in the baseline (default: 3)")
     verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     verb = add("report", help="write a self-contained HTML report, and its charts as figures")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")
-    verb.add_argument("--baseline", type=Path, help="a run or saved baseline to compare with")
+    verb.add_argument("--baseline", type=Path, help="a run, saved baseline or history:DIR to compare with")
     verb.add_argument("--title", help="the page's title")
     verb.add_argument(
         "--figures", type=Path, metavar="DIR", help="also write the charts as svg, pdf and png, with captions.md"

@@ -28,7 +28,7 @@ INI_TWINS = {
     "llem_cycles": "cycles of every experiment, in place of the study's",
     "llem_order": "sequential, interleaved or shuffled, in place of the study's",
     "llem_strict": "true: inconclusive and not-comparable gates and invalid cycles fail instead of being skipped",
-    "llem_baseline": "run directory, results file or saved baseline to gate against",
+    "llem_baseline": "run directory, results file, saved baseline or history:DIR to gate against",
     "llem_baseline_dir": "where named baselines lie (default: llem-baselines under rootdir)",
     "llem_run": "always or explicit: whether plain pytest runs tests that need a result (default: always)",
 }
@@ -62,7 +62,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--llem-cycles", type=_positive, metavar="N", help="cycles of every experiment")
     add("--llem-order", choices=("sequential", "interleaved", "shuffled"), help="order of the cycles")
     add("--llem-resume", action="store_true", help="reuse earlier valid results of the same settings and environment")
-    add("--llem-baseline", metavar="REF", help="run directory, results file or saved baseline to gate against")
+    add(
+        "--llem-baseline",
+        metavar="REF",
+        help="run directory, results file, saved baseline or history:DIR to gate against",
+    )
     add("--llem-save-baseline", metavar="NAME", help="save this run's results as a named baseline")
     add(
         "--llem-fail-if",

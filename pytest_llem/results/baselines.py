@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json, require_writable, slug, write_text
@@ -21,7 +22,7 @@ from pytest_llem.results.gate_report import BaselineNamed, RunOfBaseline
 from pytest_llem.results.layout import MANIFEST, started_at
 from pytest_llem.results.manifest import StudyPlan, manifests_at
 from pytest_llem.results.metrics import METRICS, is_at_least, metrics_of
-from pytest_llem.results.reading import MeasurementId, Results, load_rows, measurement_id
+from pytest_llem.results.reading import MeasurementId, Results, measurement_id
 from pytest_llem.results.repeatability import Repeatability, read_repeatability
 from pytest_llem.results.saved_scores import read_scores, written_scores
 from pytest_llem.results.schema import Result
@@ -31,6 +32,8 @@ BASELINE_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
 MAX_RUNS = 10
 """Newest runs that a baseline keeps. Chosen: the spread between ten is well known, and the file stays small."""
+HISTORY = "history:"
+"""What a reference to a history begins with; its folder follows."""
 DIGITS = 6
 """Significant digits of a value. Chosen: far below any sensor's error, and a short diff."""
 
@@ -83,6 +86,14 @@ class BaselineRun:
 
 
 @dataclass(frozen=True)
+class BaselineLevel:
+    """Runs to hold a new one against; `equal` are all that a history has of equal work, those that failed as well."""
+
+    runs: tuple[BaselineRun, ...]
+    equal: tuple[BaselineRun, ...] = ()
+
+
+@dataclass(frozen=True)
 class BaselineExperiment:
     """One experiment of a baseline, its runs from old to new."""
 
@@ -90,6 +101,11 @@ class BaselineExperiment:
     runs: tuple[BaselineRun, ...]
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     """The resolved settings by dotted path, so that a change of them can be named; empty in older files."""
+
+    def levels(self, metric: str) -> Sequence[BaselineLevel]:
+        """What a new run may be held against in a metric, the best first: of a saved baseline, all its runs."""
+        del metric
+        return [BaselineLevel(self.runs)]
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,8 @@ class Baseline:
     studies: Mapping[str, BaselineFile]
     repeatability: Mapping[str, Repeatability] = field(default_factory=dict)
     """By study: how much equal runs were measured to differ."""
+    grows: ClassVar[bool] = False
+    """Whether every run is added to it, so that what it does not know it will."""
 
     def find(
         self, study: str, experiment_id: str, config_hash: str, *, by_id: bool = False
@@ -142,32 +160,6 @@ class Saved:
     refused: Mapping[tuple[str, str], str]
 
 
-def open_baseline(reference: str, directory: Path) -> Baseline:
-    """The baseline that `--llem-baseline=REF` names: a saved name, a run or folder of runs, or a file.
-
-    `directory` holds the named baselines. Raises `StoreError` when there is no such baseline.
-    """
-    saved, path = saved_baseline(reference, directory), Path(reference)
-    if saved is None and path.exists():
-        saved = baseline_of(reference, required_cycles(path, load_rows(path)))
-    if saved is not None:
-        return with_repeatability(saved, directory)
-    raise StoreError(
-        f"no baseline {reference!r}: neither {directory / reference} nor the path exists",
-        fix=f"save one with --llem-save-baseline={slug(reference)}, or name a run's directory",
-        details={"baseline": reference},
-    )
-
-
-def saved_baseline(reference: str, directory: Path) -> Baseline | None:
-    """The baseline of this name in `directory`, or the file or folder of files at this path; `None` if it is none."""
-    path = Path(reference)
-    files = _baseline_files(directory / reference) or [each for each in _baseline_files(path) if _is_baseline(each)]
-    if not files and path.is_file() and path.name != MANIFEST and _is_baseline(path):
-        files = [path]
-    return Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)}) if files else None
-
-
 def with_repeatability(baseline: Baseline, directory: Path | None) -> Baseline:
     """The baseline with what `directory` knows of how much equal runs of its studies differ."""
     if directory is None:
@@ -186,12 +178,12 @@ def required_cycles(path: Path, results: Results) -> Results:
     return results.where(lambda result: result.cycle <= (last.get((result.run_id, result.study)) or result.cycle))
 
 
-def _baseline_files(directory: Path) -> list[Path]:
+def baseline_files(directory: Path) -> list[Path]:
     """The baseline files in a directory, which has none if it is a run's."""
     return [] if (directory / MANIFEST).exists() else sorted(directory.glob("*.json"))
 
 
-def _is_baseline(path: Path) -> bool:
+def is_baseline(path: Path) -> bool:
     """Whether a JSON file is a baseline's: results, and what `llem aa` found, may lie in the same folder."""
     return isinstance(read_json(path).get("experiments"), dict)
 
@@ -253,10 +245,15 @@ def require_saveable(name: str, directory: Path) -> None:
 
     A name has letters, digits and `._-`; the directory can be written; what the baseline holds already can be read.
     """
+    if name.startswith(HISTORY):
+        raise SettingsError(
+            f"{name!r}: a run is not saved to a history before it is judged",
+            fix=f"leave it out, and add the run after it: llem history add RUN --to {name.removeprefix(HISTORY)}",
+        )
     if slug(name) != name:
         raise SettingsError(f"{name!r} is no name for a baseline", fix=f"use letters, digits, . _ -: {slug(name)}")
     require_writable(directory / name)
-    for path in _baseline_files(directory / name):
+    for path in baseline_files(directory / name):
         read_baseline(path)
 
 

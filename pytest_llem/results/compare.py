@@ -119,7 +119,7 @@ def compare(
             judged = {row.metric: row for row in judge_comparison(known, of, now, each.lost, comparison)}
             for measure in chosen:
                 measured = known.repeatability.get(study)
-                runs = before.runs if before is not None else ()
+                runs = before.held_against(measure, now) if before is not None else ()
                 row = _compare(side.name, study, experiment_id, measure, runs, now, alpha, allow, measured)
                 gate = judged.get(measure.name)
                 if gate is not None:
@@ -163,7 +163,7 @@ def _gated(row: ComparedMetric, gate: GateRow, limit: FailIf) -> ComparedMetric:
         limit=gate.limit_ratio - 1 if gate.limit_ratio else None if limit.absolute else limit.limit,
         limit_text=gate.limit,
         verdict=gate.status,
-        reason=gate.reason,
+        reason=gate.told(),
     )
 
 

@@ -13,7 +13,8 @@ from pytest_llem.errors import SettingsError
 from pytest_llem.job.condition_names import check_condition
 from pytest_llem.job.wire import encode
 from pytest_llem.results import compare, compare_axis
-from pytest_llem.results.baselines import required_cycles, saved_baseline
+from pytest_llem.results.baseline_reference import saved_baseline
+from pytest_llem.results.baselines import required_cycles
 from pytest_llem.results.compared_sides import open_runs, open_side
 from pytest_llem.results.reading import load, same_measurements
 from pytest_llem.results.terminal import show

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pytest_llem.errors import StoreError
-from pytest_llem.results.baselines import Baseline, baseline_of, required_cycles, saved_baseline
+from pytest_llem.results.baseline_reference import saved_baseline
+from pytest_llem.results.baselines import Baseline, BaselineExperiment, BaselineRun, baseline_of, required_cycles
+from pytest_llem.results.comparability import differences
 from pytest_llem.results.measured_cycles import MeasuredCycles, cycles_of, saved_cycles
+from pytest_llem.results.metrics import Metric
 from pytest_llem.results.reading import MeasurementId, Results, load, load_rows
 from pytest_llem.results.whole_runs import by_whole_run
 
@@ -24,6 +27,15 @@ class ComparedExperiment:
     config_hash: str
     runs: tuple[MeasuredCycles, ...]
     lost: tuple[str, ...] = ()
+    levels: Callable[[str], Sequence[tuple[MeasuredCycles, ...]]] | None = None
+
+    def held_against(self, measure: Metric, now: MeasuredCycles | None) -> tuple[MeasuredCycles, ...]:
+        """Its runs that a new one is held against in a metric: of a history, those of the level with its conditions."""
+        levels = self.levels(measure.name) if self.levels is not None else [self.runs]
+        for runs in levels if now is not None else ():
+            if now is not None and any(not differences(run.conditions, now.conditions, measure, 0.0) for run in runs):
+                return runs
+        return levels[0]
 
     @property
     def measurements(self) -> frozenset[MeasurementId]:
@@ -55,6 +67,9 @@ class ComparedSide:
 
     def find(self, study: str, experiment_id: str, config_hash: str, *, by_id: bool) -> ComparedExperiment | None:
         """The experiment of this configuration, else this id, else `None`; `by_id`, the id goes first."""
+        if isinstance(self.source, Baseline) and self.source.grows:  # it lists those of its newest run alone
+            known = self.source.find(study, experiment_id, config_hash, by_id=by_id)
+            return _saved(study, known) if known is not None else None
         same, named = self._by_hash.get((study, config_hash)), self.experiments.get((study, experiment_id))
         return (named or same) if by_id else (same or named)
 
@@ -107,13 +122,20 @@ def open_runs(reference: str, directory: Path) -> list[ComparedSide]:
 
 def _saved_side(name: str, saved: Baseline) -> ComparedSide:
     experiments = {
-        (study, experiment_id): ComparedExperiment(
-            each.config_hash, tuple(saved_cycles(study, each, run) for run in each.runs)
-        )
+        (study, experiment_id): _saved(study, each)
         for study, file in saved.studies.items()
         for experiment_id, each in file.experiments.items()
     }
     return ComparedSide(name, experiments, saved)
+
+
+def _saved(study: str, each: BaselineExperiment) -> ComparedExperiment:
+    def cycles(runs: Sequence[BaselineRun]) -> tuple[MeasuredCycles, ...]:
+        return tuple(saved_cycles(study, each, run) for run in runs)
+
+    return ComparedExperiment(
+        each.config_hash, cycles(each.runs), levels=lambda name: [cycles(level.runs) for level in each.levels(name)]
+    )
 
 
 def _of_run(whole: ComparedSide, run: str) -> ComparedSide:

@@ -13,7 +13,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, variance
 from typing import Any
 
@@ -47,7 +47,7 @@ class GateSetting:
     limit: float
     regression: float
     between_runs: float = 0.0
-    baseline_runs: int = 1
+    baseline_runs: int = RUNS_FOR_ESTIMATE
     alpha: float = 0.05
     known: RunSpread | None = None
     questions_rel: float = 0.0
@@ -67,12 +67,16 @@ class GateSetting:
 
 @dataclass(frozen=True)
 class Power:
-    """Shares of gates, 0 to 1: the regression is detected; and on equal runs: undecided, false alarm."""
+    """Shares of gates, 0 to 1: the regression is detected; and on equal runs: undecided, false alarm.
+
+    `waiting` is the share in which the regression is seen, and more baseline runs decide it.
+    """
 
     cycles: int
     found: float
     undecided: float
     false_alarms: float
+    waiting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,26 @@ def power(setting: GateSetting, cycles: int, *, trials: int = TRIALS, seed: int 
     """Simulate gates with so many cycles a side, from `trials` pairs of runs; equal seeds give equal answers."""
     rng = random.Random(seed)
     worse = 1 + setting.regression
-    found = undecided = alarms = 0
+    found = undecided = alarms = waiting = 0
     for _ in range(trials):
         baselines = [_run(rng, setting, cycles) for _ in range(setting.baseline_runs)]
         current = _run(rng, setting, cycles)
-        stated: Any = {"alpha": setting.alpha, "spread": setting.known, "questions_rel": setting.questions_rel}
+        stated: Any = {"alpha": setting.alpha, "spread": setting.known, "doubt": True}
+        stated["questions_rel"] = setting.questions_rel
         equal = judge_runs(baselines, current, setting.limit, **stated)
         undecided += equal.status == "inconclusive"
         alarms += equal.status == "fail"
         regressed = judge_runs(baselines, [value * worse for value in current], setting.limit, **stated)
         found += regressed.status == "fail"
-    return Power(cycles, found / trials, undecided / trials, alarms / trials)
+        waiting += regressed.more_runs > 0
+    return Power(cycles, found / trials, undecided / trials, alarms / trials, waiting / trials)
+
+
+def first_day(setting: GateSetting, powers: Sequence[Power], wanted: float) -> Power | None:
+    """The power of the cycles that suffice with one baseline run; `None` where `llem aa` knows the noise."""
+    if setting.known is not None:
+        return None
+    return power(replace(setting, baseline_runs=1), needed(powers, wanted) or powers[-1].cycles)
 
 
 def needed(powers: Sequence[Power], wanted: float) -> int | None:
@@ -193,6 +206,7 @@ def lines(
     unused: Mapping[str, str],
     powers: Sequence[Power],
     wanted: float,
+    first: Power | None,
 ) -> list[str]:
     """The measured noise, the runs that do not count, the table of cycles, and the answer in words."""
     head = ("experiment", "runs", "cycles", "noise in a run", "between runs")
@@ -230,7 +244,13 @@ def lines(
         "lower the noise, save more baseline runs, or ask for less"
     )
     columns = ("cycles", "found", "equal runs undecided", "false alarms")
-    return [*measured, question, *table(columns, shares), answer]
+    days = []
+    if first is not None:
+        days = [
+            f"on the first day, with 1 baseline run, {first.cycles} cycles find it in {first.found:.1%} of gates, "
+            f"and {first.waiting:.1%} say that more baseline runs decide it"
+        ]
+    return [*measured, question, *table(columns, shares), answer, *days]
 
 
 def _percent(share: float) -> str:
@@ -260,11 +280,11 @@ def gate_power(options: argparse.Namespace) -> int:
                 f"no noise of {chosen.name} can be measured\n{reasons}",
                 fix="name a run with more cycles, another --metric, or state it: --noise 2%",
             )
-        (study, _), _, first = next(_cycles(sides))
+        (study, _), _, one = next(_cycles(sides))
         every = [each.scores for _, _, each in _cycles(sides)] if chosen.quality else []
         questions = max((sampling_rel(chosen, each, each, alpha=options.alpha) for each in every), default=0.0)
         found = read_repeatability(study, options.baseline_dir)
-        known = None if found is None else found.of(chosen.name, first.conditions)
+        known = None if found is None else found.of(chosen.name, one.conditions)
     of_all = pooled(noises) if noises else None
     between_runs = of_all.between_runs if of_all else None
     if between_runs is None:
@@ -281,6 +301,7 @@ def gate_power(options: argparse.Namespace) -> int:
     )
     powers = [power(setting, cycles) for cycles in counted(CYCLES, "simulating cycles")]
     wanted = share(options.power)
+    first = first_day(setting, powers, wanted)
     if options.format == "json":
         facts = {
             "setting": setting,
@@ -288,10 +309,11 @@ def gate_power(options: argparse.Namespace) -> int:
             "not_used": unused,
             "power": powers,
             "needed": needed(powers, wanted),
+            "first_day": first,
         }
         show(json.dumps(encode(facts), indent=2))
     else:
-        show("\n".join(lines(chosen.name, setting, noises, unused, powers, wanted)))
+        show("\n".join(lines(chosen.name, setting, noises, unused, powers, wanted, first)))
     return 0
 
 

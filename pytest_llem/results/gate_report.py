@@ -45,7 +45,9 @@ class GateRow:
     better; each bound is one-sided. `limit_ratio` is the ratio beyond which it fails. `basis` says what so many
     baseline runs can and cannot decide, or what to do where settings differ on purpose. `autocorrelation` is that of
     successive cycles, without its bias. `common` is the ratio that all experiments of the run share, known when the
-    run has ended; the verdict does not depend on it.
+    run has ended; the verdict does not depend on it. `more_runs` is how many more baseline runs decide what is not
+    decided, and 0 where it is, or where they would not. `would_have_failed` is, of a history, in how many of the last
+    equal runs this gate would have failed, and how many these are.
     """
 
     metric: str
@@ -63,6 +65,8 @@ class GateRow:
     basis: str = ""
     autocorrelation: float | None = None
     common: float | None = None
+    more_runs: int = 0
+    would_have_failed: tuple[int, ...] = ()
 
     def cells(self) -> tuple[str, ...]:
         """The row as text in the sign and unit of its limit, in the order of `VERDICT_HEAD`."""
@@ -86,13 +90,27 @@ class GateRow:
     def sentence(self) -> str:
         """What was found: `output_tokens_per_s fell by 88.5 % (...), the limit is -30 %`, or why nothing could be."""
         if self.ratio is None:
-            return f"{self.metric}: {word(self.status)}: {self.reason}"
-        return f"{self.metric} {self.reason}"
+            return f"{self.metric}: {word(self.status)}: {self.told()}"
+        return f"{self.metric} {self.told()}"
+
+    def told(self) -> str:
+        """The reason and, of a failure, how often this gate would have failed before."""
+        often = self.on_equal_runs() if self.status == "fail" else ""
+        return self.reason + (f"; this gate {often}" if often else "")
+
+    def on_equal_runs(self) -> str:
+        """How often it would have failed: `would have failed in 1 of the last 20 equal runs`; empty if not known."""
+        if not self.would_have_failed:
+            return ""
+        failed, runs = self.would_have_failed
+        return f"would have failed in {failed} of the last {runs} equal runs"
 
     def cause(self) -> str:
         """Why it could not be judged, in a few words that gates of one cause share."""
         if self.reason.startswith(NOT_CONFIRMED):
             return NOT_CONFIRMED
+        if self.ratio is not None and self.more_runs:
+            return f"needs {self.more_runs} more baseline run{'s' * (self.more_runs > 1)}"
         if self.ratio is not None:
             by_questions = self.metric == ACCURACY and "own noise" not in self.reason
             return "too few questions" if by_questions else "too noisy"

@@ -14,25 +14,34 @@ from typing import Any
 
 from pytest_llem.job.condition_names import ESTIMATED_ENERGY
 from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, SLO_MET_SHARE
-from pytest_llem.results.gate_report import UNUSED, GateRow
+from pytest_llem.results.gate_report import UNUSED, GateRow, RunOfBaseline
 from pytest_llem.results.gates import MIN_CYCLES, Status, Verdict, inverted, judge_pairs, judge_runs, unjudged
 from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import NOT_MEASURED, Metric, is_energy, metric
-from pytest_llem.results.statistics import BETWEEN_RUNS, RUNS_FOR_ESTIMATE, RunSpread, first_autocorrelation
+from pytest_llem.results.statistics import BETWEEN_RUNS, RUNS_FOR_ESTIMATE, UNKNOWN, RunSpread, first_autocorrelation
 from pytest_llem.study.limits import FailIf, change_text
 
 
-def basis(runs: int, spread: RunSpread | None = None) -> str:
-    """What a comparison with so many baseline runs can and cannot decide."""
+def since(runs: Sequence[RunOfBaseline]) -> str:
+    """Runs of a history, from old to new: `14 runs of the history since 2026-11-01, commit 4f2a91c`."""
+    first = runs[0]
+    commit = f", commit {first.commit[:7]}" if first.commit else ""
+    return f"{len(runs)} run{'s' * (len(runs) > 1)} of the history since {(first.started_at or '?')[:10]}{commit}"
+
+
+def basis(runs: int, spread: RunSpread | None = None, named: str = "") -> str:
+    """What a comparison with so many baseline runs, `named` so, can and cannot decide."""
+    named = named or f"{runs} baseline run{'s' * (runs > 1)}"
     if spread is not None:
         return (
             f"equal runs were measured to differ by {100 * math.sqrt(spread.variance):.1f} %, which the bounds include"
         )
     if runs >= RUNS_FOR_ESTIMATE:
-        return f"{runs} baseline runs: how much runs differ is estimated from them, and the bounds include it"
+        return f"{named}: how much runs differ is estimated from them, and the bounds include it"
     return (
-        f"{runs} baseline run{'s' * (runs > 1)}: a change is told from the noise of cycles, but not from what a whole "
-        f"run shares (temperature, clocks, the machine): {100 * BETWEEN_RUNS:g} % is assumed for it, not measured"
+        f"{named}: a change is told from the noise of cycles, but not from what a whole "
+        f"run shares (temperature, clocks, the machine): {100 * BETWEEN_RUNS:g} % is assumed for it, not measured, and "
+        f"only what exceeds noise of {100 * UNKNOWN.between:g} % fails"
     )
 
 
@@ -54,7 +63,7 @@ def judge_change(
     paired: bool = False,
     questions_rel: float = 0.0,
 ) -> Verdict:
-    """`judge_runs` for a relative limit; where higher is better, both sides and the resulting ratio are inverted.
+    """`judge_runs` for a relative limit, with its doubt; where higher is better, both sides and the ratio are inverted.
 
     `paired`: `judge_pairs` of the only run.
     """
@@ -65,7 +74,7 @@ def judge_change(
         stated: Any = {"alpha": alpha, "resolution": limit.resolution, "questions_rel": questions_rel}
         if paired:
             return judge_pairs(before[0], now, change, **stated)
-        return judge_runs(before, now, change, correlated=correlated, spread=spread, **stated)
+        return judge_runs(before, now, change, correlated=correlated, spread=spread, doubt=True, **stated)
 
     if not inverse:
         return judge(runs, values, limit.limit)
@@ -146,6 +155,7 @@ def gate_row(
         ci_low=verdict.ci_low,
         ci_high=verdict.ci_high,
         reason=verdict.reason + without,
+        more_runs=verdict.more_runs,
     )
 
 

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.results.proportion import binomial_interval, pooled
-from pytest_llem.results.statistics import LogInterval, RunSpread, mean_interval, paired_interval, ratio_interval
+from pytest_llem.results.statistics import (
+    BETWEEN_RUNS,
+    RUNS_FOR_ESTIMATE,
+    UNKNOWN,
+    LogInterval,
+    RunSpread,
+    beyond_unknown,
+    mean_interval,
+    paired_interval,
+    ratio_interval,
+)
 
 Status = Literal["pass", "fail", "inconclusive", "not_comparable"]
 MIN_CYCLES = 3
@@ -26,7 +36,8 @@ class Verdict:
 
     `ratio` is current over baseline (for a budget: value over limit) with its one-sided bounds, each at level alpha;
     all three are `None` where the values allow no estimate, and `reason` says why. `note` is what `reason` ends with
-    where the bounds are those of cycles that follow one another.
+    where the bounds are those of cycles that follow one another. `more_runs` is how many more baseline runs decide it,
+    where only noise between runs that nobody knows stands between it and a failure.
     """
 
     status: Status
@@ -35,6 +46,7 @@ class Verdict:
     ci_high: float | None
     reason: str
     note: str = ""
+    more_runs: int = 0
 
 
 def judge_ratio(
@@ -44,14 +56,16 @@ def judge_ratio(
     *,
     alpha: float = 0.05,
     resolution: float | None = None,
+    between_runs: float = BETWEEN_RUNS,
 ) -> Verdict:
     """Whether `current` is worse than `baseline` by more than `limit`; per-cycle values, higher is worse.
 
     `limit=0.05` means +5 %. *fail*: the lower bound of the ratio is above `1 + limit`. *pass*: it is not, and the upper
     bound is below `1 + limit + resolution`, where `resolution` defaults to `limit`. Otherwise *inconclusive*, as with
-    fewer than three cycles a side. Raises `SettingsError` for a limit <= 0 without a resolution.
+    fewer than three cycles a side. `between_runs` is the relative standard error of the ratio that is assumed for what
+    a whole run shares. Raises `SettingsError` for a limit <= 0 without a resolution.
     """
-    return judge_runs([baseline], current, limit, alpha=alpha, resolution=resolution)
+    return judge_runs([baseline], current, limit, alpha=alpha, resolution=resolution, between_runs=between_runs)
 
 
 def judge_runs(
@@ -64,11 +78,15 @@ def judge_runs(
     correlated: bool = False,
     spread: RunSpread | None = None,
     questions_rel: float = 0.0,
+    between_runs: float = BETWEEN_RUNS,
+    doubt: bool = False,
 ) -> Verdict:
     """`judge_ratio` against several baseline runs; with three or more, the spread between them is estimated.
 
     `correlated` says that the cycles of a run shared one loaded engine; `spread` is what equal runs differ by, where
     that was measured. `questions_rel` is the standard error of the ratio by the questions that all cycles asked.
+    `doubt`, as gates of a study have it: while neither tells how much runs differ, what noise of 2 % between them might
+    do is no failure, but *inconclusive*, with `more_runs`. A pass is not doubted: it is never red.
     """
     margin = limit if resolution is None else resolution
     _check(limit, margin, alpha)
@@ -80,8 +98,22 @@ def judge_runs(
     )
     if problem:
         return unjudged(problem)
-    interval = ratio_interval(runs, current, alpha, correlated=correlated, spread=spread)
-    return _judged(interval.widened(questions_rel, alpha), limit, margin)
+    interval = ratio_interval(runs, current, alpha, correlated=correlated, spread=spread, between_runs=between_runs)
+    verdict = _judged(interval.widened(questions_rel, alpha), limit, margin)
+    if not doubt or verdict.status != "fail" or spread is not None or len(runs) >= RUNS_FOR_ESTIMATE:
+        return verdict
+    if beyond_unknown(runs, current, limit, alpha, correlated=correlated, questions_rel=questions_rel):
+        return verdict
+    more = RUNS_FOR_ESTIMATE - len(runs)
+    told = f"{verdict.reason.removesuffix(verdict.note)}: {undecided(more)}{verdict.note}"
+    return replace(verdict, status="inconclusive", reason=told, more_runs=more)
+
+
+def undecided(more_runs: int) -> str:
+    """Why a change that exceeds the limit is no failure yet, and what decides it."""
+    runs = f"{more_runs} more baseline run{'s decide' if more_runs > 1 else ' decides'} it"
+    noise = f"noise of {100 * UNKNOWN.between:g} % between runs could do that, and how much runs differ is not known"
+    return f"{noise}; {runs}, or llem aa"
 
 
 def judge_pairs(

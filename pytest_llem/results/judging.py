@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from pytest_llem.job.metric_names import ACCURACY, MAX_RATE, SLO_MET_SHARE
-from pytest_llem.results.baselines import Baseline, BaselineRun
+from pytest_llem.results.baselines import Baseline, BaselineExperiment, BaselineLevel, BaselineRun
 from pytest_llem.results.comparability import (
     MODEL,
     SETTLED_BY_SETTINGS,
@@ -33,19 +33,21 @@ from pytest_llem.results.gate_rows import (
     judge_change,
     none_good,
     not_comparable,
+    since,
     unless_more,
     used_values,
     why_not_estimates,
 )
-from pytest_llem.results.gates import MIN_CYCLES, judge_budget, judge_share, unjudged
-from pytest_llem.results.measured_cycles import MeasuredCycles, cycles_of
+from pytest_llem.results.gates import MIN_CYCLES, Status, judge_budget, judge_share, unjudged
+from pytest_llem.results.history.replayed import replayed
+from pytest_llem.results.measured_cycles import MeasuredCycles, cycles_of, saved_cycles
 from pytest_llem.results.metrics import Metric, metric, shipped, why_absent
 from pytest_llem.results.question_rows import NO_SCORES, accuracy_row, narrowing, sampling_rel, unpaired
 from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
-from pytest_llem.results.statistics import FIRST_LOOK, relative_half_width
+from pytest_llem.results.statistics import FIRST_LOOK, RUNS_FOR_ESTIMATE, relative_half_width
 from pytest_llem.results.uncertainty import systematic_rel
 from pytest_llem.results.verdict_text import budgeted, compared
 from pytest_llem.study.limits import Budget, Comparison, FailIf
@@ -53,6 +55,7 @@ from pytest_llem.study.model import Execution
 
 NO_CYCLE = "no cycle is valid"
 NONE_BEFORE = "no answer was right in a cycle of the baseline: what one cost there is beyond any number"
+NONE_PASSED = "each run of the history's current level failed its own gate"
 MEANT = "where the change is meant: compare: {match: id}, or a new baseline (--llem-save-baseline=NAME)"
 
 
@@ -121,13 +124,16 @@ def judge_comparison(
             comparison = replace(comparison, allow=(*comparison.allow, *SETTLED_BY_SETTINGS))
         else:
             problem = problem or "; ".join(changed)
-    meant = MEANT if changed and problem == "; ".join(changed) else ""
+    meant = MEANT if changed and problem == "; ".join(changed) and not baseline.grows else ""
+    more_runs = RUNS_FOR_ESTIMATE if baseline.grows and now is not None else 0
     rows = []
     for limit in comparison.fail_if:
         if reference is None or problem:
-            rows.append(replace(not_comparable(limit, problem), basis=meant))
+            rows.append(replace(not_comparable(limit, problem), basis=meant, more_runs=more_runs))
         else:
-            row = _ratio_row(limit, reference.runs, now, lost, comparison, baseline.repeatability.get(of[0]))
+            row = _row_of_levels(limit, of[0], reference, now, lost, comparison, baseline.repeatability.get(of[0]))
+            if row.status == "not_comparable":
+                row = replace(row, more_runs=more_runs)
             # What was changed explains the conditions that follow from it, and summaries have the first reason.
             told = [*changed, row.reason] if row.status == "not_comparable" else [row.reason, *changed]
             rows.append(replace(row, reason="; ".join(told)))
@@ -187,9 +193,38 @@ def _sampled(measure: Metric, valid: Sequence[Result]) -> list[float] | None:
     return None
 
 
+def _row_of_levels(
+    limit: FailIf,
+    study: str,
+    reference: BaselineExperiment,
+    now: MeasuredCycles | None,
+    lost: Sequence[str],
+    comparison: Comparison,
+    repeatability: Repeatability | None,
+) -> GateRow:
+    """The row against the first level whose conditions are those of this run, and of how many equal runs it fails."""
+    first: GateRow | None = None
+    for level in reference.levels(limit.metric):
+        row = _ratio_row(limit, level, now, lost, comparison, repeatability)
+        first = first or row
+        if row.status != "not_comparable":
+            break
+    else:
+        return first or not_comparable(limit, NONE_PASSED)
+    if now is None:
+        return row
+
+    def judge(before: Sequence[BaselineRun], run: BaselineRun) -> Status:
+        cycles = saved_cycles(study, reference, run)
+        return _ratio_row(limit, BaselineLevel(tuple(before)), cycles, (), comparison, repeatability).status
+
+    equal = [run for run in level.equal if not run.shares(now.measurements)]
+    return replace(row, would_have_failed=replayed(equal, judge))
+
+
 def _ratio_row(
     limit: FailIf,
-    runs: Sequence[BaselineRun],
+    level: BaselineLevel,
     now: MeasuredCycles | None,
     lost: Sequence[str],
     comparison: Comparison,
@@ -200,9 +235,10 @@ def _ratio_row(
     values, missing, lost = used_values(measure, now, lost) if hopeless is None else ([], "", lost)
     if now is None or missing:
         return compared_row(limit, unjudged(missing or NO_CYCLE), lost)
-    others = [run for run in runs if not run.shares(now.measurements)]
+    others = [run for run in level.runs if not run.shares(now.measurements)]
     if not others:
-        return not_comparable(limit, same_measurements(each for run in runs for each in run.shares(now.measurements)))
+        shared = [each for run in level.runs for each in run.shares(now.measurements)]
+        return not_comparable(limit, same_measurements(shared) if shared else NONE_PASSED)
     before = centre([value for run in others for value in run.values.get(measure.name, ())])
     if measure.quality and not any(run.scores for run in others):
         return not_comparable(limit, NO_SCORES)
@@ -250,7 +286,7 @@ def _ratio_row(
         compared_row(limit, verdict, lost, before, centre(values)),
         limit_ratio=1 + relative.limit,
         baseline_runs=len(measured),
-        basis=basis(len(measured), spread),
+        basis=basis(len(measured), spread, since([run.named() for run in usable]) if level.equal else ""),
         autocorrelation=None if correlated else autocorrelation([*measured, values]),
     )
 

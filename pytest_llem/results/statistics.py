@@ -36,6 +36,10 @@ Between runs
     runs alone leave two degrees of freedom. A measured `RunSpread` takes the place of the assumed 1 %. The sum of the
     parts has Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946).
 
+    One or two runs do not tell whether 1 % is enough. A gate that knows no better therefore fails only where it would
+    as well if equal runs were known to differ by `UNKNOWN` (2 %): the bound at alpha lies beyond the limit, and the one
+    at `EQUAL_RUNS_ALARM` beyond no change at all (`beyond_unknown`).
+
 Systematic errors
     A board's gain and a sensor's error do not shrink with the number of cycles. They cancel in a ratio of one board's
     energies, and are added to the bounds of a budget.
@@ -57,6 +61,11 @@ from statistics import NormalDist, fmean, stdev
 BETWEEN_RUNS = 0.01
 """Assumed relative standard error of a ratio between runs. Chosen: docs/gates.md has the error rates where runs differ
 by half, by as much and by twice as much."""
+EXPERIMENTS = 20
+"""Chosen: the size of study whose false alarms are promised."""
+EQUAL_RUNS_ALARM = 0.01 / EXPERIMENTS / 2
+"""Error rate of a gate that does not know the noise between runs, at `UNKNOWN`: 1 % of studies of 20 experiments. Half
+of it, because Satterthwaite's degrees are an approximation, and so far out three cycles alarm half as often again."""
 RUNS_FOR_ESTIMATE = 3
 """Chosen: two runs have one degree of freedom between them, too few to replace the assumed value."""
 PRIOR_RUNS = 4
@@ -125,6 +134,11 @@ class RunSpread:
         return self.common**2 + self.between**2
 
 
+UNKNOWN = RunSpread(0.0, 0.02, degrees=1000)
+"""What equal runs may differ by while that is not known. Chosen: twice the assumed value; gates that alarm at it would
+not be trusted. The degrees of freedom stand for as many as one likes."""
+
+
 def ratio_interval(
     baselines: Sequence[Sequence[float]],
     current: Sequence[float],
@@ -132,12 +146,14 @@ def ratio_interval(
     *,
     correlated: bool = False,
     spread: RunSpread | None = None,
+    between_runs: float = BETWEEN_RUNS,
 ) -> LogInterval:
     """One-sided bounds for the geometric mean of `current` over that of the baseline runs, each at level `alpha`.
 
     Values are positive, and each run has two or more. With `correlated` cycles, which shared one loaded engine, a run
     counts as a single cycle (design effect of the full intra-class correlation; Kish, "Survey Sampling", 5.4).
-    `spread` is what equal runs were found to differ by.
+    `spread` is what equal runs were found to differ by; without it, `between_runs` is the relative standard error of a
+    ratio that is assumed.
     """
     runs = [[math.log(value) for value in run] for run in (*baselines, current)]
     means = [fmean(run) for run in runs]
@@ -146,7 +162,8 @@ def ratio_interval(
     before, now = scatter.variance(slice(-1)), scatter.variance(slice(-1, None))
     if len(baselines) >= RUNS_FOR_ESTIMATE:
         centre = means[-1] - fmean(means[:-1])
-        parts = _between_runs(means[:-1], counts, before, now, spread)
+        known = (spread.variance, spread.degrees) if spread is not None else (between_runs**2 / 2, PRIOR_RUNS)
+        parts = _between_runs(means[:-1], counts, before, now, known)
         return LogInterval(centre, half_width(parts, alpha), scatter.autocorrelation)
     total = sum(counts[:-1])
     centre = means[-1] - sum(mean * count for mean, count in zip(means[:-1], counts[:-1], strict=True)) / total
@@ -158,8 +175,29 @@ def ratio_interval(
     if spread is not None:
         parts.append((spread.variance * (1 + 1 / len(baselines)), spread.degrees))
         return LogInterval(centre, half_width(parts, alpha), scatter.autocorrelation)
-    least = NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS
+    least = NormalDist().inv_cdf(1 - alpha) * between_runs
     return LogInterval(centre, max(half_width(parts, alpha), least), scatter.autocorrelation)
+
+
+def beyond_unknown(
+    baselines: Sequence[Sequence[float]],
+    current: Sequence[float],
+    limit: float,
+    alpha: float,
+    *,
+    correlated: bool = False,
+    questions_rel: float = 0.0,
+) -> bool:
+    """Whether a change exceeds the limit, and equal runs, even if these differed by `UNKNOWN`.
+
+    A `limit` below zero asks for an improvement, which equal runs lack: there the limit alone is to be exceeded.
+    """
+
+    def low(level: float) -> float:
+        interval = ratio_interval(baselines, current, level, correlated=correlated, spread=UNKNOWN)
+        return interval.widened(questions_rel, level).low
+
+    return low(alpha) > 1 + limit and low(EQUAL_RUNS_ALARM) > 1 + min(limit, 0.0)
 
 
 def log_ratio(before: Sequence[float], now: Sequence[float], *, correlated: bool = False) -> tuple[float, float, float]:
@@ -196,11 +234,14 @@ def _between_runs(
     counts: Sequence[int],
     before: tuple[float, float],
     now: tuple[float, float],
-    measured: RunSpread | None,
+    known: tuple[float, float],
 ) -> list[tuple[float, float]]:
-    """Variance of a new run's mean against the mean of the baseline runs' means, in parts with their degrees."""
+    """Variance of a new run's mean against the mean of the baseline runs' means, in parts with their degrees.
+
+    `known` is the variance between runs that the estimate is shrunk towards, with its weight.
+    """
     explained = before[0] * fmean([1 / count for count in counts[:-1]])
-    level, weight = (measured.variance, measured.degrees) if measured else (BETWEEN_RUNS**2 / 2, PRIOR_RUNS)
+    level, weight = known
     freedom = weight + len(means) - 1
     spread = (weight * (level + explained) + (len(means) - 1) * _variance(means)) / freedom
     # A new run varies as the baseline runs do, and more if it has fewer or noisier cycles than they.

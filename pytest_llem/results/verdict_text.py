@@ -7,7 +7,7 @@ a verdict shows these. Texts may change.
 from __future__ import annotations
 
 from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, SLO_MET_SHARE, MetricName, known_metric
-from pytest_llem.results.gates import Verdict, inverted
+from pytest_llem.results.gates import Verdict, inverted, undecided
 from pytest_llem.results.terminal import significant
 from pytest_llem.study.limits import SHARES, Budget, FailIf, change_text
 
@@ -73,6 +73,8 @@ def compared(
     shown = f"{moved} ({level(alpha)} interval {said(verdict.ci_low)} to {said(verdict.ci_high)})"
     told = f"{shown}, the limit is {change_text(limit.metric, limit.limit, absolute=limit.absolute)}"
     excluded = said(_excluded(measure, relative))
+    if verdict.more_runs:
+        return f"{told}: {undecided(verdict.more_runs)}{verdict.note}"
     if verdict.status == "inconclusive":
         return f"{told}: too wide to tell, to pass {excluded} must be excluded; {more}{verdict.note}"
     beyond = verdict.ci_low < 1 + relative.limit if measure.higher_is_better else verdict.ci_high > 1 + relative.limit

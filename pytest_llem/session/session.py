@@ -73,7 +73,7 @@ class LlemSession:
         """The baseline to gate against. Raises `StoreError` when the reference names nothing."""
         if self.options.baseline is None:
             return None
-        from pytest_llem.results.baselines import open_baseline
+        from pytest_llem.results.baseline_reference import open_baseline
 
         return open_baseline(self.options.baseline, self.options.baseline_dir)
 

@@ -29,7 +29,8 @@ from pytest_llem.errors import LlemError, StoreError
 from pytest_llem.job.config import WorkloadSettings
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode
-from pytest_llem.results.baselines import open_baseline, read_baseline
+from pytest_llem.results.baseline_reference import open_baseline
+from pytest_llem.results.baselines import read_baseline
 from pytest_llem.results.judging import judge_comparison
 from pytest_llem.results.layout import cycle_directories, repeatability_file
 from pytest_llem.results.measured_cycles import cycles_of

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pytest_llem.errors import StoreError
-from pytest_llem.results.baselines import Baseline, open_baseline, required_cycles
+from pytest_llem.results.baseline_reference import open_baseline
+from pytest_llem.results.baselines import Baseline, required_cycles
 from pytest_llem.results.comment.content import HISTORY_OPTION, Comment, series_key
 from pytest_llem.results.compared_sides import ComparedExperiment, side_of
 from pytest_llem.results.gate_report import GateReport, read_gates

@@ -29,7 +29,9 @@ def gates(content: Content) -> str:
     several = len({run for run, _, _ in judged}) > 1
     studies = len({report.study for _, report, _ in judged}) > 1
     gate, verdict, *numbers = VERDICT_HEAD
-    head = [verdict, *(["run"] if several else []), "experiment", gate, *numbers]
+    replayed = any(row.would_have_failed for _, _, row in judged)
+    equal = ["failed of last equal runs"] if replayed else []
+    head = [verdict, *(["run"] if several else []), "experiment", gate, *numbers, *equal]
     body = []
     why = []
     for run, report, row in judged:
@@ -40,6 +42,7 @@ def gates(content: Content) -> str:
                 said(TONES[row.status], WORDS[row.status]),
                 *([text(run)] if several else []),
                 *map(text, (name, shown[0], *shown[2:])),
+                *([text(" of ".join(map(str, row.would_have_failed)) or "–")] if replayed else []),
             ]
         )
         if row.reason:

@@ -15,7 +15,7 @@ import pytest
 from pytest_llem.cli import main
 from pytest_llem.errors import SettingsError
 from pytest_llem.results.attempts import get_or_measure
-from pytest_llem.results.baselines import open_baseline
+from pytest_llem.results.baseline_reference import open_baseline
 from pytest_llem.results.comparability import common_conditions
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import load

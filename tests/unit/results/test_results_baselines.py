@@ -16,15 +16,8 @@ from pytest_llem.job.condition_names import CONDITIONS
 from pytest_llem.job.measurement import EngineFacts
 from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
-from pytest_llem.results.baselines import (
-    MAX_RUNS,
-    Baseline,
-    baseline_of,
-    baseline_path,
-    open_baseline,
-    read_baseline,
-    save_baseline,
-)
+from pytest_llem.results.baseline_reference import open_baseline
+from pytest_llem.results.baselines import MAX_RUNS, Baseline, baseline_of, baseline_path, read_baseline, save_baseline
 from pytest_llem.results.comparability import common_conditions, conditions, differences
 from pytest_llem.results.energy_schema import CalibrationSection, ThermalSection
 from pytest_llem.results.gate_report import GATE, GateReport, gates_line, write_gate

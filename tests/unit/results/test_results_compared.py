@@ -118,8 +118,8 @@ def test_an_experiment_that_the_baseline_lacks_is_not_comparable_in_both(run: Ru
 
 
 def test_what_equal_runs_differ_by_here_is_in_the_commands_bounds_too(run: Runs, tmp_path: Path) -> None:
-    """Runs that were measured to differ by 4 % (`llem aa`): +8 % is no regression beyond 5 %, in gates and command."""
-    before, now = run("before"), run("now", 10.8 * 1.02)
+    """Runs that were measured to differ by 4 % (`llem aa`): +15 % is no regression beyond 5 %, in gates and command."""
+    before, now = run("before"), run("now", 11.5)
     assert statuses(compare(side_of("before", before), [side_of("now", now)], limits=LIMITS[:1])) == ["fail"]
     measured = Spread(within_run=0.02, common=0.04, between_runs=0.0, degrees=9)
     metrics = dict.fromkeys(("joules_per_output_token", "output_tokens_per_s"), measured)

@@ -15,7 +15,8 @@ import pytest
 from pytest_llem.job.metric_names import metric_name
 from pytest_llem.job.percentiles import least_values
 from pytest_llem.job.report import RunReport
-from pytest_llem.results.baselines import Baseline, open_baseline, save_baseline
+from pytest_llem.results.baseline_reference import open_baseline
+from pytest_llem.results.baselines import Baseline, save_baseline
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.exports.mlperf import summary
 from pytest_llem.results.exports.otel import metrics_data

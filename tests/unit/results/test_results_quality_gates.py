@@ -13,7 +13,8 @@ from statistics import NormalDist
 import pytest
 
 from pytest_llem.errors import JsonValue, StoreError
-from pytest_llem.results.baselines import Baseline, open_baseline, render, save_baseline
+from pytest_llem.results.baseline_reference import open_baseline
+from pytest_llem.results.baselines import Baseline, render, save_baseline
 from pytest_llem.results.comparability import differences
 from pytest_llem.results.compare import compare, lines
 from pytest_llem.results.compared_sides import open_side, side_of

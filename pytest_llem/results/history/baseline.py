@@ -1,0 +1,100 @@
+"""A history as a baseline: `history:DIR`, wherever a baseline can be named.
+
+`baselines` opens it and `judging` asks it for the level that a new run is held against, metric by metric: a change
+point in one is none in another. Levels are those of `series`, and what differs between equal runs is in them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.errors import StoreError
+from pytest_llem.results.baselines import Baseline, BaselineExperiment, BaselineFile, BaselineLevel, BaselineRun
+from pytest_llem.results.history.files import read_history
+from pytest_llem.results.history.record import HistoryEntry
+from pytest_llem.results.history.series import Segment, series
+
+NEWEST_RUNS = 20
+"""Of a level, the newest runs that are a baseline. Chosen: more sharpen no bound (Student's t of 23 degrees of freedom
+is 1 % above that of 33), and what drifts too slowly for a change point is not averaged over months."""
+
+
+@dataclass(frozen=True)
+class HistoryExperiment(BaselineExperiment):
+    """One experiment of a history under one configuration; `runs` are its newest ones, whatever their conditions."""
+
+    entries: tuple[HistoryEntry, ...] = ()
+
+    def levels(self, metric: str) -> Sequence[BaselineLevel]:
+        """The current level of each segment of comparable runs, that of the newest run first."""
+        segments = [segment for each in series(self.entries, metric) for segment in each.segments]
+        segments.sort(key=lambda segment: segment.entries[-1].run.at, reverse=True)
+        return [_level(segment, metric) for segment in segments] or super().levels(metric)
+
+
+def _level(segment: Segment, metric: str) -> BaselineLevel:
+    """Without the runs that failed against this level: a regression must not become its own yardstick.
+
+    Those that led to the change point failed against the level before, which says nothing against them.
+    """
+    judged_before = segment.changes[-1].found - segment.changes[-1].first if segment.changes else -1
+    kept = [
+        entry.as_baseline
+        for number, entry in enumerate(segment.level)
+        if number <= judged_before or entry.verdicts.get(metric) != "fail"
+    ]
+    return BaselineLevel(tuple(kept[-NEWEST_RUNS:]), tuple(entry.as_baseline for entry in segment.level))
+
+
+@dataclass(frozen=True)
+class HistoryBaseline(Baseline):
+    """All studies of a history; `studies` lists the experiments of each study's newest run."""
+
+    entries: tuple[HistoryEntry, ...] = ()
+    grows = True
+
+    def find(
+        self, study: str, experiment_id: str, config_hash: str, *, by_id: bool = False
+    ) -> HistoryExperiment | None:
+        """The experiment of this configuration, else the newest of this id; `by_id`, the id goes first.
+
+        What a history does not know, it will: a study that it lacks is no error.
+        """
+        of_study = [entry for entry in self.entries if entry.run.study == study]
+        same = [entry for entry in of_study if entry.config_hash == config_hash]
+        named = [entry for entry in of_study if entry.experiment_id == experiment_id]
+        chosen = (named or same) if by_id else (same or named)
+        return _experiment(chosen) if chosen else None
+
+
+def _experiment(entries: Sequence[HistoryEntry]) -> HistoryExperiment:
+    newest = entries[-1]
+    of_configuration = tuple(entry for entry in entries if entry.config_hash == newest.config_hash)
+    runs: tuple[BaselineRun, ...] = tuple(entry.as_baseline for entry in of_configuration[-NEWEST_RUNS:])
+    return HistoryExperiment(newest.config_hash, runs, newest.settings, of_configuration)
+
+
+def open_history(reference: str, directory: Path) -> HistoryBaseline:
+    """The history in `directory`, which `reference` names in messages; what cannot be read of it is skipped, and said.
+
+    Raises `StoreError` where there is no such folder.
+    """
+    if not directory.is_dir():
+        raise StoreError(
+            f"{reference}: no folder {directory}", fix=f"begin a history: llem history add RUN --to {directory}"
+        )
+    history = read_history(directory)
+    if history.problems:
+        more = f" (and {len(history.problems) - 1} more)" if len(history.problems) > 1 else ""
+        warnings.warn(f"{reference}: {history.problems[0]}{more}", stacklevel=2)
+    newest = {entry.run.study: entry.run.run_id for entry in history.entries}
+    studies: dict[str, BaselineFile] = {}
+    for study, run_id in newest.items():
+        entries = history.of_study(study)
+        ids = [entry.experiment_id for entry in entries if entry.run.run_id == run_id]
+        found = {name: _experiment([entry for entry in entries if entry.experiment_id == name]) for name in ids}
+        studies[study] = BaselineFile(study, found)
+    return HistoryBaseline(reference, studies, {}, history.entries)
