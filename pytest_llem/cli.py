@@ -162,6 +162,13 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.history.commands:list_history")
 
+    verb = add("page", of=history, help="write a history as a static page: trends and change points, for GitHub Pages")
+    verb.add_argument("history", metavar="DIR", type=Path, nargs="?", default=Path("llem-history"), help="the history")
+    verb.add_argument("-o", "--out", metavar="DIR", type=Path, default=Path("site"), help="the page's folder")
+    verb.add_argument("--metric", action="append", default=[], help="show this one (default: limited and usual ones)")
+    verb.add_argument("--title", help="the page's title")
+    verb.set_defaults(run="pytest_llem.results.history.page.page:write_page")
+
     verb = add("score", help="score stored answers again, and say which questions that changes")
     verb.add_argument("paths", metavar="RUN", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument(

@@ -56,6 +56,11 @@ class Series:
     metric: str
     segments: tuple[Segment, ...]
 
+    @property
+    def entries(self) -> tuple[HistoryEntry, ...]:
+        """Those of all segments, one segment after the other."""
+        return tuple(entry for segment in self.segments for entry in segment.entries)
+
 
 def series(entries: Iterable[HistoryEntry], metric_name: str) -> list[Series]:
     """The series of a metric, with their change points, one for each experiment that has it; see `experiments`."""

@@ -16,15 +16,16 @@ MARKS: Mapping[Tone, str] = {"good": "✓", "bad": "✗", "open": "!"}
 NOT_KNOWN = '<span aria-label="not known">–</span>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, name: str | None = None) -> str:
     """A table in a box that scrolls by itself. Cells hold markup (use `text` for what is none), heads and caption text.
 
     On narrow screens each row is a block of lines, the first cell as its title and the head beside each other one.
+    `name` is its id, by default the caption: captions of a page must differ then.
     """
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     inner = f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
-    name = re.sub(r"\W+", "-", caption.lower())
+    name = name or re.sub(r"\W+", "-", caption.lower())
     return f'{_beside(name, head)}{scroll(f"""<table class="wrap" id="{name}">{inner}</table>""", caption)}'
 
 

@@ -1,4 +1,4 @@
-"""Writes the HTML report: its sections in order, the charts' data, style and script in one file that loads nothing.
+"""Writes the HTML report: its sections in order, and the charts.
 
 `llem report` and `--llem-html` call it. It is read without scripts as well, tables first; `assets/report.js` adds what
 needs them. Ids and classes must match the assets; the rest is free.
@@ -6,14 +6,10 @@ needs them. Ids and classes must match the assets; the rest is free.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
-from pytest_llem import __version__
 from pytest_llem.job.files import write_text, writing
 from pytest_llem.results.compare import ComparedMetric, compare, headlines
 from pytest_llem.results.compared_sides import open_side, side_of
@@ -24,6 +20,7 @@ from pytest_llem.results.report.asked import asked
 from pytest_llem.results.report.charts import Chart, charts, left_out, power_chart, svg_of
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.data import page_data
+from pytest_llem.results.report.document import asset, document
 from pytest_llem.results.report.evidence import NOTHING, environments, methods, validity
 from pytest_llem.results.report.experiments import experiments
 from pytest_llem.results.report.overview import overview, title_of
@@ -83,19 +80,13 @@ def _render(
         ("How it was measured", "method", methods(content.results)),
         ("Machine and software", "environment", environments(content.manifests)),
     ]
-    present = [entry for entry in sections if entry[2]]
-    return Template(_asset("report.html")).substitute(
-        title=escape(title),
-        overview=overview(content),
-        css=_asset("report.css"),
-        links="".join(f'<li><a href="#{anchor}">{name}</a></li>' for name, anchor, _ in present),
-        main="".join(
-            f'<section id="{a}" aria-labelledby="{a}-h"><h2 id="{a}-h">{n}</h2>{h}</section>' for n, a, h in present
-        ),
-        version=__version__,
-        data=json.dumps(page_data(content, drawn), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        bundle="<script>{}</script>".format(bundle.replace("</script", "<\\/script")) if bundle else "",
-        js=_asset("report.js"),
+    return document(
+        title,
+        overview(content),
+        sections,
+        page_data(content, drawn),
+        [*([bundle] if bundle else []), asset("report.js")],
+        compiles=bundle is not None,
     )
 
 
@@ -130,7 +121,3 @@ def _bundle() -> str | None:
     except ImportError:
         return None
     return str(vl_convert.javascript_bundle(None))  # type: ignore[arg-type]  # its stub misses the default
-
-
-def _asset(name: str) -> str:
-    return (files("pytest_llem.results.report") / "assets" / name).read_text(encoding="utf-8")

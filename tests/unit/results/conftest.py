@@ -30,6 +30,9 @@ from pytest_llem.job.report import RunReport
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
+from tests.browser import browse, browser
+
+__all__ = ["browse", "browser"]
 
 S = 1_000_000_000
 REPORT = RunReport("local", "default", "process")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,21 +22,12 @@ from pytest_llem.results.report.content import gather_content
 from pytest_llem.results.report.page import write_report
 from pytest_llem.results.store import RunStore
 from pytest_llem.results.terminal import plus_minus, significant
+from tests.browser import Opened
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker
 
     MakeWorker = Callable[..., Worker]
-
-CHROMIUM = os.environ.get("LLEM_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-
-
-def skip_or_fail(reason: str) -> NoReturn:
-    """Skip, or fail where the environment promises a browser."""
-    if os.environ.get("LLEM_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"LLEM_REQUIRE_BROWSER=1, and {reason}")
-    pytest.skip(reason)
 
 
 @pytest.fixture
@@ -72,42 +60,6 @@ def sampled(inner: Worker, run: str, size: int) -> Callable[[int, JobDir], tuple
         return replace(job, config=config), report
 
     return measure
-
-
-@dataclass
-class Opened:
-    """A page with what went wrong on it."""
-
-    page: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    try:
-        sync_api = import_module("playwright.sync_api")
-    except ImportError:
-        skip_or_fail("playwright is not installed (extra `dev`)")
-    if CHROMIUM is None:
-        skip_or_fail("there is no Chromium (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def browse(browser: Any) -> Callable[..., Opened]:
-    def open_page(file: Path, **options: Any) -> Opened:
-        opened = Opened(browser.new_page(**options))
-        opened.page.on("console", lambda line: opened.complaints.append(f"{line.type}: {line.text}"))
-        opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
-        opened.page.on("request", lambda request: opened.requests.append(request.url))
-        opened.page.goto(file.as_uri())
-        return opened
-
-    return open_page
 
 
 def test_the_page_draws_its_charts_and_asks_for_nothing(
