@@ -106,6 +106,7 @@ def markdown(comment: Comment, report_url: str | None = None) -> str:
     if worst is not None:
         head += [f"**{_text(worst.name, LONGEST_NAME)}**: {_text(worst.row.sentence())}", ""]
     head += [f"Held against {line}  " for line in _baselines(comment.gates)]
+    head += _on_equal_runs(rows)
     head += [f"{_text(finding.message)}  " for finding in run_findings(comment.gates)[:LISTED]]
     tail = [*_problems(comment), *_unjudged(unjudged), *_again(comment, report_url)]
     room = LONGEST - _length([*head, *tail]) - 2 * LONGEST_TEXT
@@ -140,6 +141,16 @@ def _verdict(comment: Comment, rows: Sequence[_Judged]) -> str:
 def _baselines(gates: Sequence[GateReport]) -> list[str]:
     named = Counter(str(report.baseline) for report in gates if report.baseline is not None and report.baseline.runs)
     return [f"{_text(name)}" for name, _ in named.most_common(1)]
+
+
+def _on_equal_runs(rows: Sequence[_Judged]) -> list[str]:
+    """How often these gates would have failed on runs that were equal: what a red one is worth."""
+    known = [each.row.would_have_failed for each in rows if each.row.would_have_failed]
+    if not known:
+        return []
+    failed, judged = (sum(counts) for counts in zip(*known, strict=True))
+    runs = max(count for _, count in known)
+    return [f"On the last {_n(runs, 'equal run')} these gates would have failed in {failed} of {judged} verdicts  "]
 
 
 def _table(comment: Comment, rows: Sequence[_Judged], room: int, *, history: bool) -> list[str]:

@@ -91,6 +91,14 @@ def test_it_says_how_to_measure_it_again() -> None:
     ) in text(gate("a", WORSE))
 
 
+def test_it_says_how_often_the_gates_would_have_failed_on_equal_runs() -> None:
+    """Whoever sees red asks first whether it is true."""
+    known = [replace(row, would_have_failed=(failed, 20)) for row, failed in ((WORSE, 0), (SAME, 1))]
+    shown = text(gate("a", known[0]), gate("b", known[1]))
+    assert "On the last 20 equal runs these gates would have failed in 1 of 40 verdicts" in shown
+    assert f"{ROSE}; this gate would have failed in 0 of the last 20 equal runs" in shown
+
+
 def test_a_series_is_drawn_beside_its_change() -> None:
     shown = text(gate("a", WORSE), series={series_key("energy", "a", METRIC): (0.5, 0.5, 0.5, 0.7)})
     assert "| +5 % | ▁▁▁█ |" in shown
