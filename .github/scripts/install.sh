@@ -6,7 +6,9 @@ set -euo pipefail
 
 python3 -m venv "$RUNNER_TEMP/llem"
 source=$(cd "$LLEM_SOURCE" && pwd)
-read -ra words <<< "$REQUIREMENTS"
+source=${source//%/%25} # as the path of an address, where a runner's folder has blanks
+source=${source// /%20}
+read -rd "" -a words <<< "$REQUIREMENTS" || true
 requirements=()
 for word in "${words[@]}"; do
   if [[ $word =~ ^pytest-llem(\[[A-Za-z0-9,-]*\])?$ ]]; then word="$word @ file://$source"; fi

@@ -4,14 +4,15 @@
 set -euo pipefail
 : "${ARGUMENTS?}" "${FAIL_IF?}"
 
-read -ra arguments <<< "$ARGUMENTS"
-read -ra limits <<< "$FAIL_IF"
+# -d "": of all lines, not the first alone; the end of the text makes read end with 1.
+read -rd "" -a arguments <<< "$ARGUMENTS" || true
+read -rd "" -a limits <<< "$FAIL_IF" || true
 options=("--llem-study=$STUDY" --llem-out=llem-results --llem-html=llem-results/report.html)
 for limit in "${limits[@]}"; do options+=("--llem-fail-if=$limit"); done
 known=3
 if [ "$HISTORY" != none ]; then
   options+=(--llem-baseline=history:llem-history)
-  known=$("$RUNNER_TEMP/llem/bin/python" "$(dirname "$0")/known_runs.py" "$STUDY" llem-history)
+  known=$("$RUNNER_TEMP/llem/bin/python" "$(dirname "$0")/known_runs.py" "$STUDY" llem-history "${limits[@]}")
 fi
 if [ "$STRICT" = true ] && [ "$known" -ge 3 ]; then
   options+=(--llem-strict)

@@ -162,11 +162,12 @@ class Attempts:
         return str(own) if "/" in self._recipe.python else self._recipe.python
 
     def _pytest(self, commit: str, folder: Path) -> list[str]:
-        options = Template(self._recipe.pytest).safe_substitute(self._named(commit))
+        named = self._named(commit)
+        options = [Template(word).safe_substitute(named) for word in shlex.split(self._recipe.pytest)]
         arguments = [self.python, "-m", "pytest", self._recipe.study, f"--llem-out={folder}", "-k", "test_experiment"]
         if self._recipe.cycles is not None:
             arguments.append(f"--llem-cycles={self._recipe.cycles}")
-        return [*arguments, *shlex.split(options)]
+        return [*arguments, *options]
 
     def _named(self, commit: str) -> dict[str, str]:
         return {**self._variables, "LLEM_BISECT_COMMIT": commit, "LLEM_BISECT_WORKTREE": str(self._worktree)}

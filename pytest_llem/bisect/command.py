@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import math
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -25,7 +26,7 @@ from pytest_llem.bisect.commits import Commit, Repository
 from pytest_llem.bisect.finding import NAMED, Bisected, CommitLevel, SuspectCommits, lines, percent
 from pytest_llem.bisect.levels import Cycles, Reference, cycles_at, cycles_of_history, reference
 from pytest_llem.bisect.search import CommitSearch, Ending, Suspects
-from pytest_llem.errors import SettingsError
+from pytest_llem.errors import SettingsError, visible
 from pytest_llem.job.condition_names import check_condition
 from pytest_llem.job.files import slug, write_json
 from pytest_llem.job.metric_names import require_listed
@@ -53,6 +54,10 @@ def bisect(options: argparse.Namespace) -> int:
         check_condition(name)
     if not 0.5 < options.confidence < 1:
         raise SettingsError(f"--confidence {options.confidence:g}: not between 0.5 and 1", fix="use --confidence 0.95")
+    try:
+        shlex.split(options.pytest)
+    except ValueError as problem:
+        raise SettingsError(f"--pytest={options.pytest}: {problem}", fix="quote it as a shell takes it") from None
     repository = Repository(Path.cwd())
     commits = repository.between(options.range)
     out = (options.out or Path("llem-results") / f"bisect-{slug(study.name)}").absolute()
@@ -108,7 +113,7 @@ class Bisection:
     def __post_init__(self) -> None:
         options = self.options
         python = options.python or sys.executable
-        recipe = Recipe(str(options.study.resolve()), options.build, python, options.pytest, options.cycles)
+        recipe = Recipe(str(self.study.path.resolve()), options.build, python, options.pytest, options.cycles)
         ends = {"LLEM_BISECT_GOOD": self.commits[0].sha, "LLEM_BISECT_BAD": self.commits[-1].sha}
         self.attempts = Attempts(self.out / "attempts", self.tree, self._check_out, recipe, ends)
         ids = [experiment.id for experiment in self.study.experiments]
@@ -149,25 +154,28 @@ class Bisection:
     def _say(self, text: str) -> None:
         """A line of progress; JSON has standard output for itself."""
         if self.options.format == "json":
-            sys.stderr.write(f"llem bisect: {text}\n")
+            sys.stderr.write(visible(f"llem bisect: {text}\n"))
         else:
             show(text)
+
+    def _warn(self, text: str) -> None:
+        self.notes.append(text)
+        self._say(f"warning: {text}")
 
     def _check_out(self, commit: str) -> None:
         self.repository.check_out(self.tree, commit)
 
     def _measure(self, position: int) -> None:
         commit = self.commits[position]
-        sys.stderr.write(f"llem bisect: {commit.short}, {middle_cut(commit.subject, 50)}\n")
+        sys.stderr.write(visible(f"llem bisect: {commit.short}, {middle_cut(commit.subject, 50)}\n"))
         attempt = self.attempts.make(commit.sha)
         if not self._checked and attempt.outcome != "not_built":
             self._checked = True
             for name in installed_from(self.attempts.python, self.repository.top, self.tree):
-                self.notes.append(
+                self._warn(
                     f"{self.attempts.python} has {name} from {self.repository.top}, whatever commit is measured: "
                     "build into an environment of its own (--build, --python), or set PYTHONPATH"
                 )
-                self._say(f"warning: {self.notes[-1]}")
         self._say(self._line(self._search(), attempt, position))
 
     def _line(self, search: CommitSearch, attempt: Attempt, position: int) -> str:
@@ -208,6 +216,13 @@ class Bisection:
             if self.reference is None and self.positions[attempt.commit] == 0 and attempt.outcome == "measured":
                 cycles = self._read(attempt)
                 self.reference, self.no_reference = reference(cycles, self.measure, self.allow, self.experiments)
+                having = self.reference.cycles if self.reference else self.experiments
+                if lost := [name for name in self.experiments if name not in having]:
+                    self._warn(
+                        f"without {', '.join(lost[:NAMED])}{', ...' * (len(lost) > NAMED)}: the first run of "
+                        f"{self._of(0)} has no {self.measure.name} of that; remove {self.attempts.path(attempt)} to "
+                        "measure it anew"
+                    )
 
     def _search(self) -> CommitSearch:
         """The search with all that is known: this search's attempts, earlier ones, and the runs of the history."""
@@ -223,6 +238,7 @@ class Bisection:
             for position, level in stored:
                 search.add(position, level)
         failures: Counter[int] = Counter()
+        last_failure: dict[int, Attempt] = {}
         self.skipped = {}
         for attempt in mine:
             position = self.positions[attempt.commit]
@@ -231,6 +247,7 @@ class Bisection:
                 search.add(position, found)
                 continue
             failures[position] += 1
+            last_failure[position] = attempt
             if attempt.outcome == "not_built" or failures[position] >= TRIES:
                 self.skipped[position] = why
         for position, why in self.skipped.items():
@@ -240,7 +257,7 @@ class Bisection:
                 which = "good" if position == 0 else "bad"
                 raise SettingsError(
                     f"the {which} commit {self._of(position)} cannot be measured: {why}",
-                    fix=f"see {self.attempts.path(mine[-1])}, and remove that folder to try again",
+                    fix=f"see {self.attempts.path(last_failure[position])}, and remove that folder to try again",
                 )
             search.skip(position)
         search.here = self.positions.get(self.attempts.built or "")

@@ -33,6 +33,8 @@ MIN_HISTORY = 6
 """Runs of a history that say how much runs differ. Chosen: fewer say less than what is assumed."""
 MAX_DEGREES = 12.0
 """Chosen: a history of a hundred runs is of other days, and the search's own runs must be able to say otherwise."""
+LEAST_NOISE = 1e-4
+"""Chosen: below what any machine repeats; without any noise, no level has a probability."""
 OF_CHI_SQUARED = 0.4549
 """Median of the chi-squared distribution with one degree of freedom."""
 
@@ -116,13 +118,16 @@ class Reference:
         spreads = [measured and measured.of(self.measure.name, each.conditions) for each in self.cycles.values()]
         if spread := next((each for each in spreads if each is not None), None):
             variance = spread.common**2 + spread.between**2 / len(runs) + within
-            return RunNoise(math.sqrt(variance), max(RunNoise().degrees, spread.degrees)), "as llem aa measured"
+            return _noise(variance, spread.degrees), "as llem aa measured"
         if len(history) >= MIN_HISTORY:
             # Successive differences, and their median: a few changes among the runs do not count.
             squares = median((now - before) ** 2 for before, now in pairwise(history)) / 2 / OF_CHI_SQUARED
-            degrees = min(MAX_DEGREES, len(history) / 3)
-            return RunNoise(max(math.sqrt(squares), 1e-4), max(RunNoise().degrees, degrees)), "as the history shows"
+            return _noise(squares, min(MAX_DEGREES, len(history) / 3)), "as the history shows"
         return RunNoise(math.sqrt(RunNoise().spread ** 2 + within)), "assumed"
+
+
+def _noise(variance: float, degrees: float) -> RunNoise:
+    return RunNoise(max(math.sqrt(variance), LEAST_NOISE), max(RunNoise().degrees, degrees))
 
 
 def reference(

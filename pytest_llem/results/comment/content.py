@@ -6,6 +6,7 @@ that a run says is escaped here, because the file that carries it may come from 
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,8 +56,11 @@ class Comment:
 
     @property
     def marker(self) -> str:
-        """The hidden first line, by which the comment is found again."""
-        return MARKER.format(slug(self.name))
+        """The hidden first line, by which the comment is found again; names of one slug have comments of their own."""
+        shown = slug(self.name)
+        if shown != self.name:
+            shown += f"-{hashlib.sha256(self.name.encode(errors='replace')).hexdigest()[:8]}"
+        return MARKER.format(shown)
 
 
 def series_key(study: str, experiment_id: str, metric: str) -> str:

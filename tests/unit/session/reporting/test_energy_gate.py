@@ -32,7 +32,7 @@ STUDY = """\
 name: study
 model: builtin:tiny-llama
 engine: transformers
-sweep: {transformers.batch_size: [1, 2]}
+sweep: {transformers.batch_size: [1]}
 compare: {fail_if: {joules_per_output_token: 5%}}
 """
 PUSH = {"event_name": "push", "ref_name": "main", "event": {"repository": {"default_branch": "main"}}}
@@ -161,7 +161,7 @@ def test_a_stranger_who_copies_the_workflow_gets_a_history_that_grows_and_a_comm
     assert "--llem-strict" in jobs["gate"].printed
     assert len(kept(actions)) == 3
     assert len(github.comments) == 1, jobs["comment"].printed
-    assert github.comments[0]["body"].startswith("<!-- pytest-llem: study.yaml-gpu-0 -->")
+    assert github.comments[0]["body"].startswith("<!-- pytest-llem: study.yaml-gpu-0-")
     assert "actions/runs/1" in github.comments[0]["body"]
     assert github.tokens == {"Bearer secret"}
 
@@ -228,11 +228,25 @@ def test_the_default_branch_is_no_history(actions: Actions, tmp_path: Path) -> N
 
 
 def test_without_a_history_it_is_strict_from_the_first_run(actions: Actions) -> None:
-    """Budgets need no baseline, and neither does one that is committed."""
-    jobs = gate(actions, PUSH, history="none", arguments="--llem-baseline=main", fail_if="energy_j:5% ttft_p50_s:10%")
+    """Budgets need no baseline, and neither does one that is committed. Of lines, only the first counted."""
+    jobs = gate(
+        actions, PUSH, history="none", arguments="--llem-baseline=main", fail_if="energy_j:5%\nttft_p50_s:10%\n"
+    )
     assert list(jobs) == ["gate"]
     wanted = "--llem-fail-if=energy_j:5% --llem-fail-if=ttft_p50_s:10% --llem-strict --llem-baseline=main"
     assert wanted in jobs["gate"].printed
+
+
+@pytest.mark.parametrize("limits", [(), ("joules_per_output_token:5%",)])
+def test_a_study_without_limits_of_its_own_is_not_strict_at_once_either(
+    tmp_path: Path, limits: tuple[str, ...]
+) -> None:
+    """It is judged by the caller's limits, or by its headline; the first run of the quickstart was red."""
+    command = [sys.executable, str(SCRIPTS / "known_runs.py"), "builtin:quickstart", str(tmp_path), *limits]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_artifacts_keep_a_history_too(actions: Actions, github: GitHub, runs: Path, tmp_path: Path) -> None:
@@ -254,7 +268,7 @@ def test_artifacts_keep_a_history_too(actions: Actions, github: GitHub, runs: Pa
 @pytest.mark.parametrize(
     ("requirements", "installed"),
     [
-        ("pytest-llem[vllm,report] other==1", "pytest-llem[vllm,report] @ file://SOURCE|other==1|"),
+        ("pytest-llem[vllm,report]\nother==1", "pytest-llem[vllm,report] @ file://SOURCE|other==1|"),
         ("pytest-llem", "pytest-llem @ file://SOURCE|"),
         ("pytest-llem[vllm]@git+https://x.invalid/y pytest-llem-more", None),
     ],
@@ -270,9 +284,15 @@ def test_pytest_llem_comes_from_the_workflows_own_commit(
         'printf \'#!/bin/sh\\nshift 2; printf "%%s|" "$@"\\n\' > "$3/bin/pip"; chmod +x "$3/bin/pip"',
     )
     path = f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}"
-    shared = {"PATH": path, "RUNNER_TEMP": str(tmp_path), "LLEM_SOURCE": str(ROOT), "REQUIREMENTS": requirements}
+    source = tmp_path / "a runner"
+    source.mkdir()
+    shared = {"PATH": path, "RUNNER_TEMP": str(tmp_path), "LLEM_SOURCE": str(source), "REQUIREMENTS": requirements}
     done = subprocess.run(["bash", str(SCRIPTS / "install.sh")], env=shared, capture_output=True, text=True, check=True)
-    wanted = requirements.replace(" ", "|") + "|" if installed is None else installed.replace("SOURCE", str(ROOT))
+    wanted = (
+        requirements.replace(" ", "|") + "|"
+        if installed is None
+        else installed.replace("SOURCE", source.as_uri().removeprefix("file://"))
+    )
     assert done.stdout == wanted
 
 

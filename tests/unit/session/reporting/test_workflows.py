@@ -78,6 +78,7 @@ def test_what_measures_can_write_nothing_and_what_writes_measures_nothing() -> N
     assert set(jobs["gate"]["permissions"].values()) == {"read"}
     writing = {name: job["permissions"] for name, job in jobs.items() if "write" in job["permissions"].values()}
     assert writing == {"history": {"contents": "write"}, "comment": {"pull-requests": "write"}}
+    assert "!startsWith(github.event_name, 'pull_request')" in jobs["history"]["if"]
     for name in writing:
         scripts = " ".join(str(step.get("run", "")) for step in jobs[name]["steps"])
         assert re.findall(r"[a-z-]+\.sh", scripts) == [{"history": "push-history.sh", "comment": "comment.sh"}[name]]
