@@ -193,7 +193,7 @@ class Attempts:
 
 
 def _last_lines(log: Path) -> str:
-    return " | ".join(line for line in log_tail(log, LINES) if line.strip())
+    return " | ".join(line for line in log_tail(log, LINES) if line.strip()) or "it printed nothing"
 
 
 def installed_from(python: str, repository: Path, worktree: Path) -> list[str]:

@@ -28,20 +28,20 @@ def add_runs(options: argparse.Namespace) -> int:
     """
     runs = [run for path in options.runs for run in whole_runs_at(path)]
     added: list[Added] = []
-    problems: list[str] = []
+    problems: list[StoreError] = []
     for run in counted(runs, "adding"):
         try:
             added += add_whole_run(run, options.to)
         except StoreError as error:
-            problems.append(error.message)
+            problems.append(error)
     if not added:
-        raise StoreError("\n".join(problems), fix="see llem list for what became of the runs")
+        raise StoreError("\n".join(each.message for each in problems), fix=problems[0].fix)
     for each in added:
         many = f"{each.experiments} experiment{'s' * (each.experiments != 1)}"
         why = " (it holds measurements that this run lacks)" if each.outcome == "kept" else ""
         show(f"{each.path}: {each.outcome}, {many}{why}")
     for problem in problems:
-        sys.stderr.write(visible(f"llem: not added: {problem}\n"))
+        sys.stderr.write(visible(f"llem: not added: {problem.message}\n"))
     return 0
 
 

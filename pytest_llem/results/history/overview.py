@@ -41,7 +41,7 @@ class RunNamed:
 @dataclass(frozen=True)
 class Change:
     """A change point with the runs around it: the last `before`, the `first` of the new level, and that which `found`
-    it. It happened between `earliest` and `latest`, first runs after it, with 95 %.
+    it. It happened between `earliest` and `latest`, first runs after it, with 95 %; `before_earliest` has none of it.
 
     `ratio` is new over old, `low` and `high` are bounds, each one-sided at 5 %. `newest`: the newest run completed it.
     """
@@ -56,6 +56,7 @@ class Change:
     before: RunNamed
     first: RunNamed
     found: RunNamed
+    before_earliest: RunNamed
     earliest: RunNamed
     latest: RunNamed
     newest: bool
@@ -168,6 +169,7 @@ def _change(
         before=run(change.first - 1),
         first=run(change.first),
         found=run(change.found),
+        before_earliest=run(max(0, change.first - change.earlier - 1)),
         earliest=run(change.first - change.earlier),
         latest=run(change.first + change.later),
         newest=segment.entries[change.found] is newest,

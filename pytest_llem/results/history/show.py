@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from shlex import quote
 
 from pytest_llem.errors import SettingsError, StoreError
 from pytest_llem.job.metric_names import require_listed
@@ -23,6 +25,8 @@ from pytest_llem.results.metrics import metric
 from pytest_llem.results.terminal import as_markdown, fitted_table, markdown_table, show, with_ends
 from pytest_llem.results.verdict_text import percent
 
+NAMED = 3
+"""Chosen: experiments that a note names."""
 WIDTH = 24
 """Characters of a sparkline. Chosen: with it a row fits 100 columns."""
 
@@ -52,11 +56,16 @@ def check_history(options: argparse.Namespace) -> int:
         show(json.dumps(encode(facts), indent=2, allow_nan=False))
     else:
         runs = len({(entry.run.study, entry.run.run_id) for entry in history.entries})
-        show(f"{history.source}: {runs} runs, {len(shown)} series, {len(changes)} change points, {len(new)} new")
+        counts = (
+            f"{number} {what}{'s' * (number != 1)}" for number, what in ((runs, "run"), (len(changes), "change point"))
+        )
+        show(f"{history.source}: {f', {len(shown)} series, '.join(counts)}, {len(new)} new")
         for line in (*(f"broken: {problem}" for problem in history.problems), *notes):
             show(line)
         for change in new:
             show(f"new: {change.experiment_id} {change.metric} {_said(change)}")
+        for line in _searches(new, history.source):
+            show(line)
         if len(changes) > len(new):
             show(f"the others: llem history show {history.source}")
     return int(bool(history.problems) or any(change.worse for change in new))
@@ -102,7 +111,7 @@ def _lines(shown: Sequence[SeriesShown], *, markdown: bool) -> Iterator[str]:
             yield ""
         body = [_row(each, segment) for each in of_metric for segment in each.segments]
         yield from markdown_table(head, body) if markdown else fitted_table(head, body, right=1)
-        notes = [note for each in of_metric for note in _notes(each)]
+        notes = list(_notes(of_metric))
         if notes and markdown:
             yield ""
         yield from (f"- {as_markdown(note)}" if markdown else note for note in notes)
@@ -119,14 +128,36 @@ def _row(each: SeriesShown, segment: SegmentShown) -> tuple[str, ...]:
     )
 
 
-def _notes(each: SeriesShown) -> Iterator[str]:
-    for segment in each.segments:
-        if segment.begun_by:
-            begun = "; ".join(segment.begun_by)
-            yield f"{each.experiment_id} [{segment.number}] from {_day(segment.first)}: {begun}"
-        for change in segment.changes:
+def _notes(of_metric: Sequence[SeriesShown]) -> Iterator[str]:
+    """Changes, then what began segments: once for all experiments that it did."""
+    begun: dict[str, list[str]] = {}
+    for each in of_metric:
+        for change in each.changes:
             yield f"{each.experiment_id} {_said(change)}"
-    yield from _not_judged(each)
+        for segment in each.segments:
+            if segment.begun_by:
+                text = f"[{segment.number}] from {_day(segment.first)}: {'; '.join(segment.begun_by)}"
+                begun.setdefault(text, []).append(each.experiment_id)
+        yield from _not_judged(each)
+    for text, names in begun.items():
+        some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        yield text if len(names) == len(of_metric) else f"{text} ({some})"
+
+
+def _searches(new: Sequence[Change], source: str) -> Iterator[str]:
+    """What to do next: for the commits that got worse, the search of the experiment that shows most."""
+    largest: dict[tuple[str, str | None, str | None], Change] = {}
+    for change in sorted(new, key=lambda change: abs(math.log(change.ratio)), reverse=True):
+        if change.worse:
+            largest.setdefault((change.study, change.before_earliest.commit, change.latest.commit), change)
+    for (study, good, bad), change in largest.items():
+        if good is None or bad is None:
+            continue
+        if good == bad:
+            yield f"which commit ({study}): none, the runs around it are all of {good[:10]}"
+            continue
+        names = f"--metric {change.metric} --experiment {quote(change.experiment_id)} --history {quote(source)}"
+        yield f"which commit ({study}): llem bisect {good[:10]}..{bad[:10]} --study FILE {names}"
 
 
 def _not_judged(each: SeriesShown) -> Iterator[str]:
