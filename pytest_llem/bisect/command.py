@@ -246,6 +246,8 @@ class Bisection:
             if found is not None:
                 search.add(position, found)
                 continue
+            if self.reference is None and position and attempt.outcome == "measured" and self._read(attempt):
+                continue  # of an earlier search: nothing is there yet to hold it against
             failures[position] += 1
             last_failure[position] = attempt
             if attempt.outcome == "not_built" or failures[position] >= TRIES:

@@ -87,6 +87,43 @@ def test_commits_that_cannot_be_measured_are_skipped_with_what_they_said(
     assert "no module named engine: skipped" in said
     assert "one of 3 commits" in said
     assert finding(place / "out")["suspects"][0]["subjects"] == ["commit 1", "commit 2", "commit 3"]
+    named = [f"{unbuilt}..HEAD", "--study=../study.yaml", f"--python={place / 'python'}", "--out=../out"]
+    assert main(["bisect", *named, "--build", build]) == 2
+    (folder,) = Path("../out").absolute().joinpath("attempts").glob(f"*-{unbuilt[:10]}")
+    assert f"see {folder}, and remove" in capsys.readouterr().err
+
+
+def test_another_range_begins_with_a_commit_that_was_not_measured(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing was there yet to hold the stored runs of its end against, so that this one "cannot be measured"."""
+    repository(place / "repository", [0, 0, STEP])
+    assert bisect(place, "--max-runs=4") == 1
+    stored = {str(each["commit"]) for each in attempts(place)}
+    assert len(stored) == 2
+    named = ["HEAD~1..HEAD", "--study=../study.yaml", f"--python={place / 'python'}", "--out=../out"]
+    assert main(["bisect", *named]) == 0
+    assert "2 attempts of earlier searches" in capsys.readouterr().out
+
+
+def test_what_a_commit_says_acts_on_no_terminal(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A subject could clear the screen: it was printed as it is to stderr, where JSON has standard output."""
+    path = repository(place / "repository", [0])
+    git(path, "-c", "user.name=A", "-c", "user.email=a@x.invalid", "commit", "--allow-empty", "-qm", "a\x1b[2Jb")
+    for chosen, most in (("text", 3), ("json", 4)):
+        assert bisect(place, f"--max-runs={most}", f"--format={chosen}") == 1
+        said = capsys.readouterr()
+        assert "\x1b" not in said.out + said.err
+        assert "a\\x1b[2Jb" in said.err
+
+
+def test_an_experiment_that_the_first_run_lacks_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others alone decided, and nothing said that a change of this one could not be found."""
+    repository(place / "repository", [0, STEP])
+    entries = "experiments: [{id: study}, {id: other, transformers: {batch_size: 2}}]"
+    (place / "study.yaml").write_text(f"name: study\n{STUDY}engine: transformers\n{entries}\n")
+    assert bisect(place) == 0
+    assert "note: without other: the first run of" in capsys.readouterr().out
 
 
 def test_what_cannot_be_searched_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +134,7 @@ def test_what_cannot_be_searched_is_said(place: Path, capsys: pytest.CaptureFixt
         "--metric=joules": "joules_per_output_token",
         "--experiment=other": "experiment",
         "--confidence=95": "not between",
+        "--pytest='": "No closing quotation",
     }.items():
         assert bisect(place, option) == 2
         assert re.search(problem, capsys.readouterr().err)
