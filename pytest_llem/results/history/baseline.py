@@ -7,19 +7,25 @@ point in one is none in another. Levels are those of `series`, and what differs 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from pytest_llem.errors import StoreError
 from pytest_llem.results.baselines import Baseline, BaselineExperiment, BaselineFile, BaselineLevel, BaselineRun
 from pytest_llem.results.history.files import read_history
 from pytest_llem.results.history.record import HistoryEntry
+from pytest_llem.results.history.replayed import BEFORE, REPLAYED
 from pytest_llem.results.history.series import Segment, series
 
+_Entries = dict[tuple[str, str], list[HistoryEntry]]
 NEWEST_RUNS = 20
 """Of a level, the newest runs that are a baseline. Chosen: more sharpen no bound (Student's t of 23 degrees of freedom
 is 1 % above that of 33), and what drifts too slowly for a change point is not averaged over months."""
+
+ASKED = BEFORE + REPLAYED + 1
+"""Of a level, the newest runs that can be judged again or held against; one of them may be the new run itself."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,15 @@ def _level(segment: Segment, metric: str) -> BaselineLevel:
     Those that led to the change point failed against the level before, which says nothing against them.
     """
     judged_before = segment.changes[-1].found - segment.changes[-1].first if segment.changes else -1
+    level = segment.level
     kept = [
-        entry.as_baseline
-        for number, entry in enumerate(segment.level)
-        if number <= judged_before or entry.verdicts.get(metric) != "fail"
+        entry for number, entry in enumerate(level) if number <= judged_before or entry.verdicts.get(metric) != "fail"
     ]
-    return BaselineLevel(tuple(kept[-NEWEST_RUNS:]), tuple(entry.as_baseline for entry in segment.level))
+    return BaselineLevel(_as_baseline(kept[-NEWEST_RUNS:]), _as_baseline(level[-ASKED:]))
+
+
+def _as_baseline(entries: Sequence[HistoryEntry]) -> tuple[BaselineRun, ...]:
+    return tuple(entry.as_baseline for entry in entries)
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,25 @@ class HistoryBaseline(Baseline):
 
         What a history does not know, it will: a study that it lacks is no error.
         """
-        of_study = [entry for entry in self.entries if entry.run.study == study]
-        same = [entry for entry in of_study if entry.config_hash == config_hash]
-        named = [entry for entry in of_study if entry.experiment_id == experiment_id]
+        same = self._by_hash.get((study, config_hash), [])
+        named = self._by_id.get((study, experiment_id), [])
         chosen = (named or same) if by_id else (same or named)
         return _experiment(chosen) if chosen else None
+
+    @cached_property
+    def _by_hash(self) -> _Entries:
+        return _grouped(self.entries, lambda entry: (entry.run.study, entry.config_hash))
+
+    @cached_property
+    def _by_id(self) -> _Entries:
+        return _grouped(self.entries, lambda entry: (entry.run.study, entry.experiment_id))
+
+
+def _grouped(entries: Sequence[HistoryEntry], key: Callable[[HistoryEntry], tuple[str, str]]) -> _Entries:
+    found: _Entries = {}
+    for entry in entries:
+        found.setdefault(key(entry), []).append(entry)
+    return found
 
 
 def _experiment(entries: Sequence[HistoryEntry]) -> HistoryExperiment:
@@ -90,11 +113,10 @@ def open_history(reference: str, directory: Path) -> HistoryBaseline:
     if history.problems:
         more = f" (and {len(history.problems) - 1} more)" if len(history.problems) > 1 else ""
         warnings.warn(f"{reference}: {history.problems[0]}{more}", stacklevel=2)
+    baseline = HistoryBaseline(reference, {}, {}, history.entries)
     newest = {entry.run.study: entry.run.run_id for entry in history.entries}
-    studies: dict[str, BaselineFile] = {}
-    for study, run_id in newest.items():
-        entries = history.of_study(study)
-        ids = [entry.experiment_id for entry in entries if entry.run.run_id == run_id]
-        found = {name: _experiment([entry for entry in entries if entry.experiment_id == name]) for name in ids}
-        studies[study] = BaselineFile(study, found)
-    return HistoryBaseline(reference, studies, {}, history.entries)
+    listed: dict[str, dict[str, BaselineExperiment]] = {study: {} for study in newest}
+    for (study, name), entries in baseline._by_id.items():
+        if entries[-1].run.run_id == newest[study]:
+            listed[study][name] = _experiment(entries)
+    return replace(baseline, studies={study: BaselineFile(study, found) for study, found in listed.items()})

@@ -1,7 +1,7 @@
 """Change points in a series of runs: where its level changed for good, by how much, and how sure that is.
 
-`series` calls it. What was found once stays found: run t is judged by the runs up to t alone, so that the same history
-says the same tomorrow, and a run that is added changes nothing of what was found before.
+`series` calls it. What was found once stays found, and where: run t is judged by the runs up to t alone. A size is that
+of both levels as they are known by now: those few runs that a step was found by exceed it, or it had not been found.
 
 Method
     Run by run, each of the newest splits of the series is tested: the mean of the logarithms after it against that of
@@ -15,7 +15,8 @@ Method
     own side of the middle. Runs that resemble the one before them: an autocorrelation above its standard error widens
     the test to a first-order autoregression's (Bayley and Hammersley, Supplement to the JRSS 8, 1946).
 
-    A split that counts is then put where the runs fit both levels best, in a loss that bounds what one run can say.
+    A split that counts is then put where the runs fit both levels best, in a loss that bounds what one run can say. Its
+    size is the difference of both levels, of up to `BEFORE` runs each, with the same bounded outliers and variance.
 
 Rates are in docs/history.md, measured by tests/benchmarks/change_points.py: to be run again after a change of method.
 """
@@ -32,8 +33,8 @@ from statistics import fmean, median
 from pytest_llem.results.statistics import BETWEEN_RUNS, PRIOR_RUNS, student_quantile
 
 ALARM = 5e-7
-"""Level of each one-sided test. Chosen: some twenty tests a day, which depend on each other, then raise a third of a
-false alarm in a year of 20 experiments at 1 % noise; one is promised."""
+"""Level of each one-sided test. Chosen: some twenty tests a day, which depend on each other, then raise 0.02 false alarms
+in a year of 20 experiments at 1 % noise. One is promised, which noise that is skewed comes close to."""
 BEFORE = 30
 """Runs before a split that count. Chosen: more sharpen nothing (a mean of 3 has ten times the variance of one of 30),
 and a drift of 5 % a year stays within the noise of 1 %."""
@@ -64,8 +65,8 @@ POSITION = 0.95
 class ChangePoint:
     """A step: run `first` (from 0) is the first of the new level, and it was found when run `found` came.
 
-    `ratio` is the new level over the old one, with one-sided bounds, each at 5 %. It may as well have begun up to
-    `earlier` runs before `first`, or `later` after it (95 %).
+    `ratio` is the new level over the old one, by up to `BEFORE` runs of each that are known by now, with one-sided
+    bounds, each at 5 %. It may as well have begun up to `earlier` runs before `first`, or `later` after it (95 %).
     """
 
     first: int
@@ -83,11 +84,12 @@ def find_changes(runs: Sequence[Sequence[float]]) -> list[ChangePoint]:
     A ratio needs positive values: a run with none, or with one that is not, is passed over.
     """
     numbers = [number for number, run in enumerate(runs) if run and min(run) > 0]
-    found: list[ChangePoint] = []
-    segment = _Segment(BETWEEN_RUNS**2, PRIOR_RUNS)
-    begin = cycles = degrees = 0
+    segments = [_Segment(BETWEEN_RUNS**2, PRIOR_RUNS)]
+    begins, found = [0], list[tuple[int, int, int]]()
+    cycles = degrees = 0
     squares = 0.0
     for judged, number in enumerate(numbers):
+        segment, begin = segments[-1], begins[-1]
         logs = [math.log(value) for value in runs[number]]
         value = fmean(logs)
         cycles += len(logs)
@@ -99,12 +101,18 @@ def find_changes(runs: Sequence[Sequence[float]]) -> list[ChangePoint]:
         split = segment.split()
         if split is None:
             continue
-        first, earliest, latest = (begin + place for place in segment.placed(split))
-        step = segment.step(first - begin)
-        found.append(
+        first, earliest, latest = segment.placed(split)
+        found.append((judged, begin + earliest, begin + latest))
+        segments.append(segment.after(first))
+        begins.append(begin + first)
+    changes = []
+    for place, (judged, earliest, latest) in enumerate(found):
+        begin, first, end = [*begins, len(numbers)][place : place + 3]
+        step = segments[place].step(first - begin, segments[place + 1], end - first)
+        changes.append(
             ChangePoint(
                 first=numbers[first],
-                found=number,
+                found=numbers[judged],
                 ratio=math.exp(step.size),
                 low=math.exp(step.size - step.reach),
                 high=math.exp(step.size + step.reach),
@@ -112,8 +120,7 @@ def find_changes(runs: Sequence[Sequence[float]]) -> list[ChangePoint]:
                 later=numbers[latest] - numbers[first],
             )
         )
-        segment, begin = segment.after(first - begin, step), first
-    return found
+    return changes
 
 
 @dataclass(frozen=True)
@@ -239,12 +246,16 @@ class _Segment:
             and sum(sign * (value - middle) <= 0 for value in after) <= len(after) // EXCEPTIONS
         )
 
-    def step(self, place: int) -> _Step:
-        """The step at a place, outliers clipped on both sides."""
-        old, of_mean = self.levels[place], self.of_means[place]
-        new = _Level.of(self.values[place:], math.sqrt(self.variance(old.squares, old.count - 1)))
+    def step(self, place: int, after: _Segment | None = None, count: int = BEFORE) -> _Step:
+        """The step at a place, outliers clipped on both sides; `after` it are so many runs, by default those here."""
+        old, values, successive = self.levels[place], self.values[place:], self.successive[place]
+        if after is not None:
+            count = min(count, BEFORE)
+            values, successive = after.values[:count], after.successive[count]
+        new = _Level.of(values, math.sqrt(self.variance(old.squares, old.count - 1)))
         degrees = old.count + new.count - 2
         variance = self.variance(old.squares + new.squares, degrees)
+        of_mean = _variances_of_means(successive.tenths)
         error = variance * (of_mean[old.count] + of_mean[new.count])
         return _Step(old, new, variance, self.weight + degrees, error)
 
@@ -270,8 +281,9 @@ class _Segment:
                 break
         return likely[0][1], min(inside), max(inside)
 
-    def after(self, place: int, step: _Step) -> _Segment:
+    def after(self, place: int) -> _Segment:
         """The segment that begins with a step, with the noise that is known by now."""
+        step = self.step(place)
         new = _Segment(step.variance, min(step.degrees, CARRIED), self.successive[place])
         for value in self.values[place:]:
             new.add(value)

@@ -126,7 +126,7 @@ def lines(studies: Sequence[ListedStudy]) -> Iterator[str]:
             str(each.runs),
             each.since[:10],
             each.until[:10],
-            f"{each.commit[:7]}{'*' * bool(each.dirty)}" if each.commit else "-",
+            f"{each.commit[:7]}{' (dirty)' * bool(each.dirty)}" if each.commit else "-",
             str(len(each.segments)),
         )
         for each in studies
@@ -137,5 +137,3 @@ def lines(studies: Sequence[ListedStudy]) -> Iterator[str]:
             many = f"{segment.runs} run{'s' * (segment.runs > 1)}"
             since = f"{each.study}: segment {segment.number} since {segment.since[:10]} ({many})"
             yield f"{since}: {'; '.join(segment.begun_by)}"
-    if any(each.commit and each.dirty for each in studies):
-        yield "* with changes that no commit has"

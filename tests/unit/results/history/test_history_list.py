@@ -23,11 +23,10 @@ def test_each_study_has_a_line_and_each_segment_its_cause(tmp_path: Path, capsys
     assert main(["history", "list", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
-        "study  experiments  runs       since       until    commit  segments",
-        "other            1     1  2026-11-01  2026-11-01         -         1",
-        "s                2     3  2026-11-01  2026-11-03  ccccccc*         2",
+        "study  experiments  runs       since       until           commit  segments",
+        "other            1     1  2026-11-01  2026-11-01                -         1",
+        "s                2     3  2026-11-01  2026-11-03  ccccccc (dirty)         2",
         "s: segment 2 since 2026-11-03 (1 run): driver_major: 550 -> 560",
-        "* with changes that no commit has",
     ]
     assert f"{tmp_path / 's' / 'r0.jsonl'}:1: not JSON" in printed.err
     assert main(["history", "list", str(tmp_path), "--format", "json"]) == 0
