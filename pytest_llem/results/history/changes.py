@@ -33,8 +33,8 @@ from statistics import fmean, median
 from pytest_llem.results.statistics import BETWEEN_RUNS, PRIOR_RUNS, student_quantile
 
 ALARM = 5e-7
-"""Level of each one-sided test. Chosen: some twenty tests a day, which depend on each other, then raise 0.02 false alarms
-in a year of 20 experiments at 1 % noise. One is promised, which noise that is skewed comes close to."""
+"""Level of each one-sided test. Chosen: some twenty tests a day, which depend on each other, then raise 0.02 false
+alarms in a year of 20 experiments at 1 % noise. One is promised, which noise that is skewed comes close to."""
 BEFORE = 30
 """Runs before a split that count. Chosen: more sharpen nothing (a mean of 3 has ten times the variance of one of 30),
 and a drift of 5 % a year stays within the noise of 1 %."""
