@@ -6,7 +6,10 @@ set -euo pipefail
 source "$(dirname "$0")/git-token.sh"
 
 case $HISTORY in
-  branch) clone_history llem-history || true ;;
+  branch)
+    rm -rf llem-history # of an earlier step
+    clone_history llem-history || true
+    ;;
   artifact) ;; # which a step before this one fetched
   none) exit 0 ;;
   *) echo "::error::history is branch, artifact or none, not $HISTORY"; exit 2 ;;

@@ -164,6 +164,8 @@ def test_a_stranger_who_copies_the_workflow_gets_a_history_that_grows_and_a_comm
     assert github.comments[0]["body"].startswith("<!-- pytest-llem: study.yaml-gpu-0-")
     assert "actions/runs/1" in github.comments[0]["body"]
     assert github.tokens == {"Bearer secret"}
+    # By the study as well: two of one run would have replaced each other's.
+    assert set(actions.artifacts) == {"llem-results-gpu-0-study.yaml", "llem-comment-gpu-0-study.yaml"}
 
 
 def test_that_of_a_fork_runs_where_it_is_allowed_and_is_posted_by_the_second_workflow(
@@ -259,7 +261,12 @@ def test_artifacts_keep_a_history_too(actions: Actions, github: GitHub, runs: Pa
         {"expired": False, "created_at": "2", "workflow_run": {**of_fork, "repository_id": 1, "head_repository_id": 2}},
     ]
     jobs = actions.run(
-        GATE, "main", PUSH, study="study.yaml", history="artifact", kept={"llem-history-gpu-0": tmp_path / "kept"}
+        GATE,
+        "main",
+        PUSH,
+        study="study.yaml",
+        history="artifact",
+        kept={"llem-history-gpu-0-study.yaml": tmp_path / "kept"},
     )
     assert green(jobs), jobs
     assert "not strict yet::1 of 3" in jobs["gate"].printed
