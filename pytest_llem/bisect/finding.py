@@ -114,7 +114,10 @@ def named(suspects: SuspectCommits) -> str:
     """A commit with its probability and subject."""
     sha, count = suspects.commits[-1][:10], len(suspects.commits)
     which = f"{sha} ({suspects.subjects[-1]})" if count == 1 else f"one of {count} commits up to {sha}"
-    return f"{which} with {100 * suspects.probability:.1f} %"
+    likely = (
+        "over 99.9" if suspects.probability > 0.999 else f"{100 * suspects.probability:.1f}"
+    )  # 100 % is never known
+    return f"{which} with {likely} %"
 
 
 def parts(found: Bisected) -> Iterator[str]:

@@ -204,7 +204,7 @@ def named_json(where: object) -> Iterator[None]:
     except json.JSONDecodeError as problem:
         of_one_line = "\n" not in problem.doc.rstrip()
         place = f"column {min(problem.pos, len(problem.doc.rstrip())) + 1}" if of_one_line else f"line {problem.lineno}"
-        raise ValueError(f"{where}: not JSON: {problem.msg} at {place}") from None
+        raise ValueError(f"{where}: not JSON: {problem.msg.removesuffix(' at')} at {place}") from None
     except ValueError as problem:
         raise ValueError(f"{where}: not JSON: {problem}") from None
 

@@ -176,7 +176,7 @@ def differences(
         combined = math.hypot(*(UNKNOWN_GAIN if error is None else error for error in gain))
         if abs(limit) <= combined and baseline.get("device_count") == current.get("device_count"):
             boards = f"other boards ({_shown(before)} -> {_shown(now)}), whose gain may differ by {combined:.1%}"
-            problems.append(f"{name}: {boards}, and the limit is {abs(limit):.1%}")
+            problems.append(f"{name}: {boards}" + (f", and the limit is {abs(limit):.1%}" if limit else ""))
     return problems
 
 

@@ -64,6 +64,7 @@ def test_the_commit_is_named_and_the_same_command_goes_on(place: Path, capsys: p
     said = capsys.readouterr().out
     assert "3 attempts of earlier searches" in said
     assert f"found: {git(path, 'rev-parse', 'HEAD~1')[:10]} (commit 3) with " in said
+    assert "with 100.0 %" not in said, "a probability is never certainty"
     found, made = finding(place / "out"), attempts(place)
     assert (found["commits"], found["runs"]) == (4, len(made))
     assert bisect(place, build) == 0

@@ -65,6 +65,8 @@ def test_a_broken_line_is_named_by_its_column_alone() -> None:
     """The third line of a file was said to break off in "line 2 column 1"."""
     with pytest.raises(ValueError, match=r"^trace\.jsonl:3: not JSON: Expecting ':' delimiter at column 13$"):
         parse_json('{"a": 1, "b"\n', "trace.jsonl:3")
+    with pytest.raises(ValueError, match=r"^x: not JSON: Unterminated string starting at column 1$"):
+        parse_json('"cut', "x")
     with pytest.raises(ValueError, match=r"^x\.json: not JSON: Expecting ',' delimiter at line 2$"):
         parse_json('{"a": 1\n"b": 2}\n', "x.json")
 

@@ -109,7 +109,7 @@ def _changes(trends: Trends) -> str:
     ordered = sorted(groups.values(), key=lambda group: group[0][1].after.run.at, reverse=True)
     rows = [(day(group[0][1].after.run), between(group[0][1]), _what(trends, group)) for group in ordered[:NEWEST]]
     more = f"; {len(ordered) - NEWEST:,} before are in their panels" if len(ordered) > NEWEST else ""
-    head = ("First run after", "Commits, last before and first after", "What changed")
+    head = ("First run after", "Commits", "What changed")
     return table(head, rows, f"Change points, newest first{more}", name="change-points")
 
 

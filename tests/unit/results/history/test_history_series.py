@@ -61,7 +61,11 @@ def test_only_conditions_that_matter_to_the_metric_part_it() -> None:
 def test_boards_have_a_segment_each_however_many_they_are() -> None:
     """A thousand boards of a cloud were half a million comparisons, and minutes, before each page."""
     boards = [{"device_ids": f"GPU-{number}"} for number in range(400)]
-    assert len(measured(*boards, *boards).segments) == 400
+    segments = measured(*boards, *boards).segments
+    assert len(segments) == 400
+    assert segments[1].begun_by == ("device_ids: other boards (GPU-0 -> GPU-1), whose gain may differ by 7.1%",), (
+        "no limit"
+    )
 
 
 def test_an_experiment_goes_on_under_another_id_and_under_other_settings() -> None:
