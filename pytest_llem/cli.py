@@ -183,7 +183,7 @@ def parser() -> argparse.ArgumentParser:
 
     verb = add("bisect", help="find the commit that changed what a study measures (exit code 1 when there is none)")
     verb.add_argument("range", metavar="GOOD..BAD", help="its commits, along first parents; GOOD is not among them")
-    verb.add_argument("--study", metavar="FILE", type=Path, required=True, help="the study, as it lies here")
+    verb.add_argument("--study", metavar="STUDY", type=Path, required=True, help="as it lies here, or builtin:NAME")
     verb.add_argument("--build", metavar="CMD", help="a shell's command that builds each commit, in its work tree")
     verb.add_argument("--metric", help="what changed (default: the study's headline)")
     verb.add_argument("--experiment", metavar="ID", help="by this one alone (default: the geometric mean of all)")

@@ -109,7 +109,8 @@ def text_lines(sections: Sequence[ReportSection]) -> Iterator[str]:
             if finding.fix is not None:
                 yield f"        {'':<{width}}  fix: {finding.fix}"
     levels = [finding.level for section in sections for finding in section.findings]
-    yield f"{levels.count('problem')} problems, {levels.count('warn')} warnings"
+    problems, warnings = levels.count("problem"), levels.count("warn")
+    yield f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}"
 
 
 def calibrate_gpus(chosen: Sequence[str], *, with_load: bool) -> None:

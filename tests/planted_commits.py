@@ -23,6 +23,8 @@ STUDY = "model: builtin:tiny-llama\n"
 STUB = """#!{python} -IS
 import json, math, pathlib, random, shutil, sys
 if "-m" not in sys.argv: sys.exit()
+study = pathlib.Path(sys.argv[sys.argv.index("pytest") + 1])
+if not study.is_file(): sys.exit("no file " + str(study))
 out = pathlib.Path(next(each[11:] for each in sys.argv if each.startswith("--llem-out=")))
 said = pathlib.Path("level").read_text().strip()
 if said == "broken": sys.exit("no module named engine")

@@ -28,6 +28,8 @@ def comment(options: argparse.Namespace) -> int:
     """`llem comment`: print the Markdown (or what it is made from), or post it; 0 whatever the verdict."""
     if options.report_url and not re.fullmatch(r"https?://[^\s<>]+", options.report_url):
         raise SettingsError(f"--report-url: {options.report_url!r} is no address", fix="write https://...")
+    if options.pull_request is not None and options.pull_request < 1:
+        raise SettingsError(f"--pull-request {options.pull_request}: numbers begin at 1", fix="see its address")
     if options.run_path.is_file() and options.run_path.suffix == ".json" and options.run_path.name != "run.json":
         found = read_comment(options.run_path)
     else:

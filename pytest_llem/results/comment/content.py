@@ -117,7 +117,7 @@ def markdown(comment: Comment, report_url: str | None = None) -> str:
     table = _table(comment, shown, room // 2 if others else room, history=True)
     if others:
         experiments = len({each.name for each in others})
-        title = f"{_n(experiments, 'experiment')} without a change ({_n(len(others), 'gate')})"
+        title = f"Passed: {_n(len(others), 'gate')} of {_n(experiments, 'experiment')}"
         folded = _table(comment, others, room - _length(table), history=False)
         table += ["", f"<details><summary>{title}</summary>", "", *folded, "", "</details>"]
     return "\n".join([*head, "", *table, *tail]) + "\n"

@@ -285,6 +285,14 @@ def test_an_event_without_a_pull_request(workflow: Path, capsys: pytest.CaptureF
     assert "--pull-request N" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_a_number_that_no_pull_request_has(workflow: Path, capsys: pytest.CaptureFixture[str], number: str) -> None:
+    """0 was taken for none, so that the event's pull request got the comment."""
+    event(workflow, {"pull_request": {"number": 7}})
+    assert main(["comment", str(workflow / "comment.json"), "--post", "--pull-request", number]) == 2
+    assert f"--pull-request {number}:" in capsys.readouterr().err
+
+
 HOSTILE = {
     "not JSON": b"{",
     "no comment": b"[]",

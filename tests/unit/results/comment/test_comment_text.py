@@ -49,7 +49,7 @@ def test_the_verdict_comes_first_and_the_changed_experiment_below_it() -> None:
         "| b | joules_per_output_token | ❌ failed | 0.5 J | 0.562 J | +12.4 % | +10.1 % .. +14.8 % | +5 % |" in above
     )
     assert re.search(r"^\| c .* better .*$", above, re.MULTILINE)
-    assert "1 experiment without a change (1 gate)" in folded
+    assert "Passed: 1 gate of 1 experiment" in folded
     assert re.search(r"^\| a ", folded, re.MULTILINE)
     assert "[Results and report](<https://x.invalid/run/1>)" in shown
 
