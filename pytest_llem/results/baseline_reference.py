@@ -44,10 +44,14 @@ def open_baseline(reference: str, directory: Path) -> Baseline:
 def saved_baseline(reference: str, directory: Path) -> Baseline | None:
     """The baseline of this name in `directory`, the file or folder of files at this path, or `history:DIR`.
 
-    `None` if it is none; `StoreError` where the history has no folder.
+    `None` if it is none; `StoreError` where the history has no folder, or names none.
     """
     if reference.startswith(HISTORY):
-        return open_history(reference, Path(reference.removeprefix(HISTORY)))
+        folder = reference.removeprefix(HISTORY)
+        if not folder:
+            raise StoreError(f"{reference}: it names no folder", fix="write history:DIR, such as history:llem-history")
+        # A shell leaves the ~ of history:~/DIR as it is.
+        return open_history(reference, Path(folder).expanduser())
     path = Path(reference)
     files = baseline_files(directory / reference) or [each for each in baseline_files(path) if is_baseline(each)]
     if not files and path.is_file() and path.name != MANIFEST and is_baseline(path):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pytest_llem.results.gate_report import NOT_CONFIRMED, UNUSED, GateReport, GateRow
+from pytest_llem.results.gates import undecided
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.state import Outcome
 
@@ -59,8 +60,9 @@ def confirmed_row(first: GateRow, again: GateRow, both: GateRow, before: int, af
         row = both if both.status == "fail" else first
         return replace(row, reason=f"{row.reason}; confirmed: {found}, {more}")
     limit = f"the {'budget' if first.kind == 'budget' else 'limit'} is {first.limit}"
+    waits = f"; {undecided(both.more_runs)}" if both.more_runs else ""
     lost = "".join(both.reason.partition(UNUSED)[1:])
-    return replace(both, status="inconclusive", reason=f"{NOT_CONFIRMED}: {found}, {more}; {limit}{lost}")
+    return replace(both, status="inconclusive", reason=f"{NOT_CONFIRMED}: {found}, {more}; {limit}{waits}{lost}")
 
 
 def _estimate(first: GateRow, again: GateRow) -> float | None:

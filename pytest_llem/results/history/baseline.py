@@ -106,8 +106,11 @@ def open_history(reference: str, directory: Path) -> HistoryBaseline:
     Raises `StoreError` where there is no such folder.
     """
     if not directory.is_dir():
+        begin = f"begin a history: llem history add RUN --to {directory}"
+        file = directory.exists()
         raise StoreError(
-            f"{reference}: no folder {directory}", fix=f"begin a history: llem history add RUN --to {directory}"
+            f"{reference}: {f'{directory} is a file' if file else f'no folder {directory}'}",
+            fix="name the folder that the histories of all studies lie in" if file else begin,
         )
     history = read_history(directory)
     if history.problems:

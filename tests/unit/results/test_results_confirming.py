@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.errors import LlemError
-from pytest_llem.results.baselines import baseline_of
+from pytest_llem.results.baselines import Baseline, baseline_of
 from pytest_llem.results.confirming import confirmed, unconfirmed
 from pytest_llem.results.gate_report import GateReport, gate_files, gates_line, write_gate
 from pytest_llem.results.judging import judge_experiment
@@ -38,9 +38,12 @@ class Judge:
 
     def __init__(self, bench: Bench, key: CycleKey, directory: Path) -> None:
         self.bench, self.key, self.directory = bench, key, directory
+        self.baseline = self.of_runs("old")
+
+    def of_runs(self, *names: str) -> Baseline:
         before = [outcome.result for outcome in self.cycles(10.0) if outcome.result is not None]
-        self.baseline = baseline_of(
-            "main", Results(tuple(each.model_copy(update={"run_id": "old"}) for each in before))
+        return baseline_of(
+            "main", Results(tuple(each.model_copy(update={"run_id": name}) for name in names for each in before))
         )
 
     def cycles(self, level: float | None, after: int = 0, *, valid: int = 3) -> list[Outcome]:
@@ -93,6 +96,7 @@ def test_what_is_there_again_fails_and_says_both(judge: Judge) -> None:
 
 def test_a_mean_within_the_limit_does_not_confirm_though_all_cycles_together_fail(judge: Judge) -> None:
     """What was very hot at first would drag the mean of all over the limit."""
+    judge.baseline = judge.of_runs("r1", "r2", "r3")  # how much runs differ is known
     report = judge(20.0, 10.49)
     first, further = judge.cycles(20.0), judge.cycles(10.49, after=3)
     assert judge_experiment([*first, *further], (), POWER, judge.baseline).status == "fail"
@@ -106,6 +110,14 @@ def test_a_metric_where_higher_is_better_is_confirmed_in_its_own_direction(judge
     report = judge(12.0, 10.1, compare=compare)
     assert not report.failed
     assert "-16.7 % in the first 3 cycles, -1.0 % in 3 more; the limit is -5 %" in report.skip_reason()
+
+
+def test_what_is_not_confirmed_and_waits_for_baseline_runs_says_both(judge: Judge) -> None:
+    """Twice beyond the limit and yet not red: without the reason that reads like an error."""
+    (row,) = judge(16.0, 10.7).rows
+    assert (row.status, row.more_runs) == ("inconclusive", 2)
+    assert "; the limit is +5 %; noise of 2 % between runs could do that" in row.reason
+    assert "2 more baseline runs decide it" in row.reason
 
 
 def test_a_limit_in_watts_is_told_in_watts(judge: Judge) -> None:

@@ -209,9 +209,26 @@ def test_wrong_references_say_what_to_do(keep: Path) -> None:
     with pytest.raises(StoreError, match="no folder") as raised:
         open_baseline(f"history:{keep}", Path("llem-baselines"))
     assert "llem history add RUN --to" in str(raised.value)
+    keep.write_text("", encoding="utf-8")
+    with pytest.raises(StoreError, match="history is a file"):
+        open_baseline(f"history:{keep}", Path("llem-baselines"))
+    with pytest.raises(StoreError, match="names no folder"):  # the working directory was searched
+        open_baseline("history:", Path("llem-baselines"))
     with pytest.raises(SettingsError, match="llem history add RUN --to kept") as refused:
         require_saveable("history:kept", Path("llem-baselines"))
     assert isinstance(refused.value, LlemError)
+
+
+@pytest.mark.parametrize("name", ["~/history", "history", "history/", "./history"])
+def test_a_folder_is_found_as_people_write_it(
+    keep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A shell expands `~` at the beginning of a word alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    put(keep, days(4))
+    (row,) = judged(f"history:{name}", now_at(1.0))
+    assert row.baseline_runs == 4
 
 
 def test_a_broken_line_is_said(keep: Path) -> None:
