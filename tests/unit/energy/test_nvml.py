@@ -276,6 +276,7 @@ def test_a_counter_reset_is_never_accounted_across(machine: Simulation, tmp_path
 def test_a_counter_of_32_bits_is_followed_over_its_wrap(machine: Simulation, tmp_path: Path) -> None:
     gpu = machine.gpus[0]
     gpu.wraps = 1
+    gpu.set_power(1.0)  # the load alone reaches the wrap, however long the meter takes to start
     drawn_mj = round(gpu.energy_j(time.monotonic_ns()) * 1e3)
     gpu.counter_offset_mj = 2**32 - drawn_mj - 60_000
 
