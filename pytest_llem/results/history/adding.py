@@ -16,7 +16,7 @@ from pytest_llem.errors import StoreError
 from pytest_llem.job.files import read_json, write_text
 from pytest_llem.results.baselines import baseline_run, required_cycles
 from pytest_llem.results.comparability import CORRELATED, compared_settings
-from pytest_llem.results.gate_report import read_gates
+from pytest_llem.results.gate_report import GateRow, read_gates
 from pytest_llem.results.gates import Status
 from pytest_llem.results.history.files import history_file, read_file, written
 from pytest_llem.results.history.record import HistoryEntry, HistoryRun, MetricEntry, utc
@@ -91,7 +91,7 @@ def add_whole_run(shards: Sequence[Path], directory: Path) -> list[Added]:
             fix="see llem list for what became of the run",
         )
     own = {shard: _own_commit(shard) for shard in shards}
-    verdicts = _verdicts(shards)
+    gates = _gates(shards)
     run_id = min(result.run_id for result, _ in rows)
     groups: dict[str, dict[str, list[Result]]] = {}
     for result, shard in rows:
@@ -103,7 +103,7 @@ def add_whole_run(shards: Sequence[Path], directory: Path) -> list[Added]:
         entries = [
             entry
             for name, results in sorted(by_run.items(), key=lambda item: item[0] != run_id)
-            for entry in _entries(name, study, results, verdicts if name == run_id else {})
+            for entry in _entries(name, study, results, gates if name == run_id else {})
         ]
         path = history_file(directory, study, run_id)
         added.append(Added(path, study, run_id, len(entries), _put(path, entries)))
@@ -129,12 +129,13 @@ def _measurements(entries: Sequence[HistoryEntry]) -> set[tuple[str, str]]:
 
 
 def _entries(
-    run_id: str, study: str, results: Sequence[Result], verdicts: Mapping[tuple[str, str], Mapping[str, Status]]
+    run_id: str, study: str, results: Sequence[Result], gates: Mapping[tuple[str, str], Sequence[GateRow]]
 ) -> Iterator[HistoryEntry]:
     run = _run(run_id, study, results)
     for (_, experiment_id), group in Results(tuple(results)).by_experiment().items():
         kept = baseline_run(group.items)
         correlated = group[0].runner.isolation in CORRELATED
+        rows = gates.get((study, experiment_id), ())
         yield HistoryEntry(
             run=run,
             experiment_id=experiment_id,
@@ -146,7 +147,10 @@ def _entries(
             gain_uncertainty_rel=kept.gain_uncertainty_rel,
             measurements=kept.measurements,
             scores=kept.scores,
-            verdicts=verdicts.get((study, experiment_id), {}),
+            verdicts=_worst(rows),
+            regressed=tuple(
+                dict.fromkeys(row.metric for row in rows if row.kind == "comparison" and row.status == "fail")
+            ),
         )
 
 
@@ -191,14 +195,20 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _verdicts(shards: Sequence[Path]) -> dict[tuple[str, str], dict[str, Status]]:
-    """What the run's own gates said, by study and experiment, and by metric."""
-    verdicts: dict[tuple[str, str], dict[str, Status]] = {}
+def _gates(shards: Sequence[Path]) -> dict[tuple[str, str], list[GateRow]]:
+    """What the run's own gates said, by study and experiment."""
+    gates: dict[tuple[str, str], list[GateRow]] = {}
     for shard in shards:
         for report in read_gates(shard):
-            of_experiment = verdicts.setdefault((report.study, report.experiment_id), {})
-            for row in report.rows:
-                of_experiment[row.metric] = max(row.status, of_experiment.get(row.metric, "pass"), key=WORSE.index)
+            gates.setdefault((report.study, report.experiment_id), []).extend(report.rows)
+    return gates
+
+
+def _worst(rows: Sequence[GateRow]) -> dict[str, Status]:
+    """The worst verdict by metric."""
+    verdicts: dict[str, Status] = {}
+    for row in rows:
+        verdicts[row.metric] = max(row.status, verdicts.get(row.metric, "pass"), key=WORSE.index)
     return verdicts
 
 

@@ -44,13 +44,12 @@ class HistoryExperiment(BaselineExperiment):
 def _level(segment: Segment, metric: str) -> BaselineLevel:
     """Without the runs that failed against this level: a regression must not become its own yardstick.
 
-    Those that led to the change point failed against the level before, which says nothing against them.
+    Those that led to the change point failed against the level before, which says nothing against them. Nor does a
+    budget: without the runs beyond it the level would be too good, and the noise too small.
     """
     judged_before = segment.changes[-1].found - segment.changes[-1].first if segment.changes else -1
     level = segment.level
-    kept = [
-        entry for number, entry in enumerate(level) if number <= judged_before or entry.verdicts.get(metric) != "fail"
-    ]
+    kept = [entry for number, entry in enumerate(level) if number <= judged_before or metric not in entry.regressed]
     return BaselineLevel(_as_baseline(kept[-NEWEST_RUNS:]), _as_baseline(level[-ASKED:]))
 
 

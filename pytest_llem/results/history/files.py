@@ -183,6 +183,7 @@ def _written(entry: HistoryEntry, conditions: Conditions, settings: Conditions, 
         "measurements": [name.removeprefix(prefix) for name in entry.measurements],
         "scores": dict(entry.scores),
         "verdicts": dict(entry.verdicts),
+        "regressed": [*entry.regressed],
         METRICS: [_numbers(entry.metrics.get(name), len(entry.measurements)) for name in names],
     }
     return {name: value for name, value in line.items() if value not in (None, {}, [])}
@@ -257,6 +258,7 @@ def _entry(data: Mapping[str, JsonValue], block: Block, where: str) -> HistoryEn
         measurements=tuple(name if name.count("/") > 1 else f"{run.run_id}/{name}" for name in measurements),
         scores={name: str(value) for name, value in of(dict, "scores", {}).items()},
         verdicts=verdicts,
+        regressed=tuple(map(str, of(list, "regressed", []))),
     )
 
 

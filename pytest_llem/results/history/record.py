@@ -80,8 +80,8 @@ class HistoryEntry:
     """One experiment of a run: a line. `conditions` and `settings` are whole here, however the file shares them.
 
     `fingerprint` is that of the environment. `verdicts` are those of its own gates in that run, by metric: the worst
-    where a metric has several. `measurements`, `gain_uncertainty_rel` and `scores` are as in a baseline. A condition
-    or setting that is absent is `None`.
+    where a metric has several; `regressed` are the metrics whose comparison with a baseline failed. `measurements`,
+    `gain_uncertainty_rel` and `scores` are as in a baseline. A condition or setting that is absent is `None`.
     """
 
     run: HistoryRun
@@ -95,6 +95,7 @@ class HistoryEntry:
     measurements: tuple[str, ...] = ()
     scores: Mapping[str, str] = field(default_factory=dict)
     verdicts: Mapping[str, Status] = field(default_factory=dict)
+    regressed: tuple[str, ...] = ()
 
     @cached_property
     def conditions_text(self) -> str:

@@ -69,10 +69,12 @@ def measure(tmp_path: Path, bench: Bench, worker: MakeWorker) -> Measure:
 
 
 def gate(store: RunStore, metric: str, *statuses: str) -> None:
-    """The verdicts on the first experiment, of gates on one metric."""
+    """The verdicts on the first experiment, of a comparison and then of budgets on one metric."""
     row = GateRow(metric, "budget", "pass", "<= 1 J", None, 1.0, 1.0, None, None, "")
+    rows = [replace(row, status=each) for each in statuses]  # type: ignore[arg-type]
+    rows[0] = replace(rows[0], kind="comparison")
     directory = store.directory(CycleKey("study", "1", "1" * 16, 1)).parent
-    write_gate(directory, GateReport("study", "1", tuple(replace(row, status=each) for each in statuses), strict=False))  # type: ignore[arg-type]
+    write_gate(directory, GateReport("study", "1", tuple(rows), strict=False))
 
 
 def held(directory: Path) -> list[tuple[str, str, str | None, int]]:
@@ -106,6 +108,7 @@ def test_what_a_history_has_of_a_run(measure: Measure, tmp_path: Path) -> None:
     assert energy.high is not None
     assert energy.low < energy.value == 20.3993 < energy.high
     assert entry.verdicts == {"energy_j": "fail"}  # a budget that passes hides no comparison that fails
+    assert entry.regressed == ("energy_j",)
     assert entry.conditions["meter"] == "rapl"
     assert entry.settings["workload.prompts"] == 3
 

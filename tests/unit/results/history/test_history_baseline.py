@@ -53,6 +53,7 @@ def entry(
         metrics,
         measurements=tuple(f"{run.run_id}/c{cycle}/1" for cycle in range(1, 6)),
         verdicts={METRIC: verdict},  # type: ignore[dict-item]
+        regressed=(METRIC,) if verdict == "fail" else (),
     )
 
 
@@ -217,6 +218,13 @@ def test_wrong_references_say_what_to_do(keep: Path) -> None:
     with pytest.raises(SettingsError, match="llem history add RUN --to kept") as refused:
         require_saveable("history:kept", Path("llem-baselines"))
     assert isinstance(refused.value, LlemError)
+
+
+def test_a_run_beyond_its_budget_stays_a_yardstick(keep: Path) -> None:
+    """Without the worse half of equal runs, the level was too good and the noise too small: the next one failed."""
+    beyond = [replace(entry(day, 1.02, verdict="fail"), regressed=()) for day in range(10, 14)]
+    (row,) = judged(put(keep, [*days(4), *beyond]), now_at(1.0))
+    assert row.baseline_runs == 8
 
 
 @pytest.mark.parametrize("name", ["~/history", "history", "history/", "./history"])
