@@ -35,8 +35,9 @@ class Opened:
     requests: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """For no longer than a module: while it is open, its event loop is this thread's, and nobody else may run one."""
     try:
         sync_api = import_module("playwright.sync_api")
     except ImportError:

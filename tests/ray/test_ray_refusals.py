@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem import __version__
 from tests.ray.clusters import FAULTY, Machines
 from tests.ray.conftest import Run, Write
 
@@ -39,8 +40,8 @@ def test_a_node_with_another_version_is_refused(machines: Machines, write: Write
 
     done = run(write(experiments=1, more="ray: {resources: {old: 1}}\n"))
 
-    assert "has pytest-llem 0.0.1, this machine 0.1.0: they must be equal" in done.stdout, done.stdout
     machines.kill("old")
+    assert f"has pytest-llem 0.0.1, this machine {__version__}: they must be equal" in done.stdout, done.stdout
 
 
 def test_workers_of_xdist_beside_it_are_a_usage_error(write: Write, run: Run) -> None:
