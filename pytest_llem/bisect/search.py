@@ -27,7 +27,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Literal
 
-from pytest_llem.results.statistics import student_cdf, student_quantile
+from pytest_llem.results.distributions import student_cdf, student_quantile
 
 END_RUNS = (2, 4, 7, 12)
 """Runs of each end after which they are compared; after the last they count as equal. Chosen: one run says nothing of

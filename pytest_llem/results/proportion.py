@@ -16,7 +16,8 @@ from functools import lru_cache
 from itertools import pairwise
 from statistics import fmean, variance
 
-from pytest_llem.results.statistics import CONFIDENCE, incomplete_beta
+from pytest_llem.results.distributions import incomplete_beta
+from pytest_llem.results.statistics import CONFIDENCE
 
 BATCHES = 10
 """Chosen: more would be shorter than a queue takes to empty, fewer say too little (Schmeiser, "Batch size effects in

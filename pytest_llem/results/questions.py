@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import correlation, fmean, stdev
 
+from pytest_llem.results.distributions import student_quantile
 from pytest_llem.results.proportion import binomial_interval
-from pytest_llem.results.statistics import COVERAGE, student_quantile
+from pytest_llem.results.statistics import COVERAGE
 
 
 @dataclass(frozen=True)

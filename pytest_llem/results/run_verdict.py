@@ -12,8 +12,9 @@ from statistics import fmean, median, stdev
 from typing import Literal
 
 from pytest_llem.job.metric_names import ACCURACY
+from pytest_llem.results.distributions import student_quantile
 from pytest_llem.results.gate_report import GateReport, GateRow
-from pytest_llem.results.statistics import CYCLES_FOR_AUTOCORRELATION, RUNS_FOR_ESTIMATE, student_quantile
+from pytest_llem.results.statistics import CYCLES_FOR_AUTOCORRELATION, RUNS_FOR_ESTIMATE
 from pytest_llem.results.verdict_text import percent
 
 LEAST_EXPERIMENTS = 6

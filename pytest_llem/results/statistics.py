@@ -53,10 +53,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from operator import mul
 from statistics import NormalDist, fmean, stdev
+
+from pytest_llem.results.distributions import student_quantile
 
 BETWEEN_RUNS = 0.01
 """Assumed relative standard error of a ratio between runs. Chosen: docs/gates.md has the error rates where runs differ
@@ -390,46 +391,3 @@ def relative_half_width(values: Sequence[float], looks: int = 1) -> float | None
     logs = [math.log(value) for value in values]
     quantile = student_quantile(1 - (1 - CONFIDENCE) / 2 / looks, len(logs) - 1)
     return math.expm1(quantile * stdev(logs) / math.sqrt(len(logs)))
-
-
-@lru_cache(maxsize=1024)
-def student_quantile(share: float, degrees: float) -> float:
-    """The `share` quantile (above one half) of Student's t, by bisection; `degrees` need not be whole."""
-    low, high = 0.0, 1.0
-    while student_cdf(high, degrees) < share:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_cdf(middle, degrees) < share else (low, middle)
-    return (low + high) / 2
-
-
-def student_cdf(t: float, degrees: float) -> float:
-    """Student's distribution function for t >= 0, through the incomplete beta function (DLMF 8.17.22, Lentz)."""
-    return 1 - incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
-
-
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function, the distribution function of Beta(a, b) at x."""
-    if x <= 0 or x >= 1:
-        return min(max(x, 0.0), 1.0)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    if x < (a + 1) / (a + b + 2):
-        return front * _continued_fraction(a, b, x) / a
-    return 1 - front * _continued_fraction(b, a, 1 - x) / b
-
-
-def _continued_fraction(a: float, b: float, x: float) -> float:
-    value = c = 1.0
-    d = 1 / (1 - (a + b) * x / (a + 1))
-    value = d
-    for m in range(1, 300):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for term in (even, odd):
-            d = 1 / (1 + term * d)
-            c = 1 + term / c
-            value *= c * d
-        if abs(c * d - 1) < 1e-12:
-            break
-    return value

@@ -14,12 +14,13 @@ from typing import Literal
 
 from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, SLO_MET_SHARE
 from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
+from pytest_llem.results.distributions import student_quantile
 from pytest_llem.results.metrics import Metric, is_at_least, is_beyond_numbers, is_energy, shipped
 from pytest_llem.results.questions import accuracy_interval, cost_interval
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.quality import asked_questions
 from pytest_llem.results.sections.slo import share_interval
-from pytest_llem.results.statistics import BETWEEN_RUNS, COVERAGE, K, RunSpread, student_quantile, variance_of_mean
+from pytest_llem.results.statistics import BETWEEN_RUNS, COVERAGE, K, RunSpread, variance_of_mean
 
 ONE_RUN = BETWEEN_RUNS / math.sqrt(2)
 """One run's share of what two runs differ by, as in the gates."""

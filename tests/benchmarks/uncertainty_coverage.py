@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from pytest_llem.results.distributions import student_quantile
 from pytest_llem.results.effects import LogRatio, interval
 from pytest_llem.results.sections.performance import percentile
-from pytest_llem.results.statistics import COVERAGE, K, log_ratio, student_quantile
+from pytest_llem.results.statistics import COVERAGE, K, log_ratio
 from pytest_llem.results.uncertainty import (
     ONE_RUN,
     Component,

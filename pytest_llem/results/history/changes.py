@@ -30,7 +30,8 @@ from functools import lru_cache
 from itertools import pairwise
 from statistics import fmean, median
 
-from pytest_llem.results.statistics import BETWEEN_RUNS, PRIOR_RUNS, student_quantile
+from pytest_llem.results.distributions import student_quantile
+from pytest_llem.results.statistics import BETWEEN_RUNS, PRIOR_RUNS
 
 ALARM = 5e-7
 """Level of each one-sided test. Chosen: some twenty tests a day, which depend on each other, then raise 0.02 false

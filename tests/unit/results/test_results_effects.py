@@ -13,11 +13,12 @@ import pytest
 
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.results.axes import StudyAxes
+from pytest_llem.results.distributions import student_quantile
 from pytest_llem.results.effects import Effect, LogRatio, effects, interval
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
-from pytest_llem.results.statistics import log_ratio, student_quantile
+from pytest_llem.results.statistics import log_ratio
 from pytest_llem.study.model import SweptAxis
 from tests.unit.results.conftest import Bench
 

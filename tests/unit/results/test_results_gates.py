@@ -7,8 +7,9 @@ import math
 import pytest
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.results.distributions import student_quantile
 from pytest_llem.results.gates import inverted, judge_budget, judge_ratio, judge_runs
-from pytest_llem.results.statistics import mean_interval, ratio_interval, student_quantile, within_runs
+from pytest_llem.results.statistics import mean_interval, ratio_interval, within_runs
 
 QUIET = [1.00, 1.01, 0.99, 1.005, 0.995]
 
