@@ -76,7 +76,7 @@ def vllm(session: nox.Session) -> None:
 
 @nox.session
 def amd(session: nox.Session) -> None:
-    """The meter for AMD GPUs, on a simulated library."""
+    """AMD GPUs: found, leased, shown to a worker and metered, on a simulated library."""
     session.run(".ci/amd-tests.sh")
 
 

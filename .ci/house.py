@@ -248,8 +248,8 @@ def figures(modules: dict[str, Module]) -> list[tuple[str, list[str], int]]:
     return [
         ("import circles", circles(imports), 0),
         ("exceptions from the floors", [line for line in settings if line.startswith(escapes)], 0),
-        ("imports of own modules inside functions", local_imports(modules, known), 60),
-        ("modules with one importer", [name for name in modules if len(importers[name]) == 1], 105),
+        ("imports of own modules inside functions", local_imports(modules, known), 66),
+        ("modules with one importer", [name for name in modules if len(importers[name]) == 1], 118),
         ("loose modules at the top", loose, 7),
         ("class names used twice", [f"{n}: {' '.join(h)}" for n, h in sorted(homes.items()) if len(h) > 1], 0),
         ("models that are records as well", Declarations(modules).twins(), 0),
@@ -265,8 +265,8 @@ def main() -> int:
     modules = read_modules()
     listed = figures(modules)
     rows = [(what, len(found), limit) for what, found, limit in listed]
-    rows.append(("files", len(modules), 400))
-    rows.append(("lines", sum(len(module.text.splitlines()) for module in modules.values()), 66_500))
+    rows.append(("files", len(modules), 485))
+    rows.append(("lines", sum(len(module.text.splitlines()) for module in modules.values()), 81_000))
     for what, figure, limit in rows:
         print(f"{'    ' if figure <= limit else 'over'} {figure:>7,} of {limit:>6,}  {what}")
     if "-v" in sys.argv[1:]:

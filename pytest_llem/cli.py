@@ -122,6 +122,15 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
     verb.set_defaults(run="pytest_llem.results.budget:print_budget")
 
+    verb = add("preregister", help="write a study and its decision rule down, before it is measured")
+    verb.add_argument("study", metavar="STUDY", type=Path, help="the study file")
+    verb.add_argument("--rule", metavar="TEXT", help="what decides, in words")
+    verb.add_argument("--check", metavar="RUN", type=Path, nargs="+", help="list how runs deviate from it instead")
+    verb.add_argument(
+        "-o", "--out", metavar="FILE", type=Path, help="default: STUDY.registration.json beside the study"
+    )
+    verb.set_defaults(run="pytest_llem.results.preregister:preregister")
+
     verb = add("aa", help="run a study several times over: how often gates fail on equal runs here")
     verb.add_argument("study", metavar="STUDY", type=Path, help="the study file, or builtin:NAME")
     verb.add_argument("--pytest", metavar="OPTIONS", default="", help="for each run, such as '--llem-runner=docker'")
@@ -151,9 +160,47 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.ab:ab")
 
+    verb = add("reproduce", help="measure another laboratory's study here, and judge whether its figures hold")
+    verb.add_argument("package", metavar="PACKAGE", type=Path, help="what they published, their run, or results")
+    verb.add_argument("--study", metavar="NAME|FILE", help="this study of theirs, or its file (default: all, theirs)")
+    verb.add_argument("--run", metavar="RUN", dest="run_here", type=Path, help="judge this run, and measure nothing")
+    verb.add_argument("--check", action="store_true", help="only say what differs between the machines")
+    verb.add_argument(
+        "--metric", action="append", default=[], help="judge this one (repeatable; default: the headline)"
+    )
+    verb.add_argument("--margin", type=float, default=0.05, help="equivalent within this share (default: 0.05)")
+    verb.add_argument("--pytest", metavar="OPTIONS", default="", help="of the run here")
+    verb.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("llem-results/reproduction"),
+        help="where the run and verdict go",
+    )
+    verb.add_argument("--format", choices=("text", "json"), default="text")
+    verb.set_defaults(run="pytest_llem.results.reproduce_command:reproduce")
+
+    verb = add("attach", help="run a command, and measure what it draws (exit code: the command's)")
+    verb.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run, behind --")
+    verb.add_argument("--server", metavar="URL", help="the server that it talks to, which is what is measured")
+    verb.add_argument("--gpus", metavar="N,...", help="the server's, where its process is not seen here")
+    verb.add_argument("--meter", metavar="NAME", default="auto", help="as --llem-meter (default: auto)")
+    verb.add_argument("--device", choices=("auto", "cpu", "cuda", "rocm"), default="auto", help="as device.kind")
+    verb.add_argument("--idle-s", metavar="S", type=float, default=2.0, help="idle window before it (default: 2)")
+    verb.add_argument("--name", metavar="NAME", help="how the result is called (default: the command's first words)")
+    verb.add_argument("-o", "--out", metavar="DIR", type=Path, default=Path("llem-results"), help="where the run goes")
+    verb.set_defaults(run="pytest_llem.results.attach.command:attach")
+
+    verb = add("import", help="take over a result of vllm bench serve, GuideLLM or AIPerf, with its energy")
+    verb.add_argument("file", metavar="FILE", type=Path, help="its JSON, or JSONL")
+    verb.add_argument("--power", metavar="RUN", type=Path, help="the run of llem attach in whose time it ran")
+    verb.add_argument("--name", metavar="NAME", help="how the result is called (default: the tool and its load)")
+    verb.add_argument("-o", "--out", metavar="DIR", type=Path, default=Path("llem-results"), help="where the run goes")
+    verb.set_defaults(run="pytest_llem.results.imports.command:import_results")
+
     verb = add("history", help="keep the runs of a study, and see since when something changed")
     history = verb.add_subparsers(title="verbs", metavar="VERB", required=True)
-    verb = add("add", of=history, help="add runs to a history: a few kilobytes each")
+    verb = add("add", of=history, help="add runs to a history: about 3 kB per experiment")
     verb.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="runs, or folders of runs")
     verb.add_argument("--to", metavar="DIR", type=Path, default=Path("llem-history"), help="the history")
     verb.set_defaults(run="pytest_llem.results.history.commands:add_runs")
@@ -219,6 +266,41 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(run="pytest_llem.results.commands:report")
 
+    verb = add("publish", help="write what a paper needs of its runs: tables, figures, methods, and a data package")
+    verb.add_argument("paths", metavar="RUN", type=Path, nargs="+", help="runs, results folders or result files")
+    verb.add_argument("-o", "--out", type=Path, default=Path("paper"), help="the folder (default: paper)")
+    verb.add_argument(
+        "--table",
+        action="append",
+        default=[],
+        metavar="METRIC,...",
+        type=listed,
+        help="a table of these metrics (repeatable; default: those of the study)",
+    )
+    verb.add_argument(
+        "--by",
+        default=[],
+        metavar="SETTING,...",
+        type=listed,
+        help="settings that come first and group the rows (default: as the study sweeps them)",
+    )
+    verb.add_argument(
+        "--author", action="append", default=[], metavar="NAME", help="'Family, Given; ORCID' (repeatable)"
+    )
+    verb.add_argument(
+        "--without-data-sets", action="store_true", help="leave out the files that studies name; what is needed is said"
+    )
+    verb.add_argument("--license", metavar="SPDX", help="of the data, such as CC-BY-4.0 (default: none is stated)")
+    verb.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="publish this home's path or host's name all the same",
+    )
+    verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
+    verb.set_defaults(run="pytest_llem.results.publish.command:publish")
+
     verb = add("comment", help="say in Markdown what a run means for a pull request, and post it to GitHub")
     verb.add_argument("run_path", metavar="RUN", type=Path, help="a run's directory, or what --json printed of one")
     verb.add_argument("--baseline", metavar="REF", help="judge against this (default: the verdicts of the run's gates)")
@@ -236,18 +318,42 @@ def parser() -> argparse.ArgumentParser:
     verb = add("export", help="write results in another tool's format")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument(
-        "--format", required=True, help="csv, parquet, requests, vllm-bench, mlperf, aienergyscore, otel, or another's"
+        "--format",
+        required=True,
+        help="csv, parquet, requests, vllm-bench, mlperf, boamps, aienergyscore, otel, or another's",
     )
-    verb.add_argument("-o", "--out", type=Path, required=True, help="a file; a folder for vllm-bench")
+    verb.add_argument("-o", "--out", type=Path, required=True, help="a file; a folder for vllm-bench and boamps")
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        type=pair,
+        help="a fact that no run knows, by its name in boamps: infrastructure.infraType=onPremise (repeatable)",
+    )
     verb.set_defaults(run="pytest_llem.results.commands:export_results")
 
     verb = add("doctor", help="say what this machine can measure, and how to fix what it cannot")
     verb.add_argument("--json", action="store_true", help="as JSON")
+    verb.add_argument("--restore", action="store_true", help="first put back settings of GPUs that a run left behind")
     verb.add_argument("--calibrate", action="store_true", help="first measure the sensors of idle GPUs, and keep that")
     verb.add_argument("--gpu", action="append", default=[], metavar="UUID", help="calibrate this one (repeatable)")
     verb.add_argument("--without-load", action="store_true", help="calibrate without torch; bounds stay wide")
     verb.set_defaults(run="pytest_llem.doctor:run")
     return top
+
+
+def listed(text: str) -> list[str]:
+    """Names between commas."""
+    return [name for each in text.split(",") if (name := each.strip())]
+
+
+def pair(text: str) -> tuple[str, str]:
+    """A name and its value."""
+    name, sign, value = text.partition("=")
+    if not (sign and name.strip() and value.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")
+    return name.strip(), value.strip()
 
 
 def print_schema(options: argparse.Namespace) -> int:

@@ -27,10 +27,14 @@ from pytest_llem.energy import doctor as sensors
 from pytest_llem.energy.doctor import Finding, Level
 from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.engines import ENTRY_POINT_GROUP, engines
-from pytest_llem.errors import LlemError, SettingsError
+from pytest_llem.engines.info import EngineInfo
+from pytest_llem.errors import DeviceError, LlemError, SettingsError
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.metric_names import METRICS_GROUP, registered_metrics
 from pytest_llem.job.registered import load, package
+from pytest_llem.machine.devices import visible_of
+from pytest_llem.machine.gpu_settings import standing
+from pytest_llem.machine.gpu_settings.record import recorded_gpus
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, NO_LEASES, lease_dir
 from pytest_llem.machine.leases import take_lease
 from pytest_llem.results.exports import GROUP as EXPORTS_GROUP
@@ -38,6 +42,7 @@ from pytest_llem.results.exports import registered_formats
 from pytest_llem.results.terminal import CLEAR
 from pytest_llem.scoring.given import GROUP as SCORERS_GROUP
 from pytest_llem.scoring.registry import registered_scorers
+from pytest_llem.worker.probe import torch_build
 from pytest_llem.workload.hub import hub_cache
 from pytest_llem.workload.registered import GROUP as DATA_SETS_GROUP
 from pytest_llem.workload.registered import data_sets
@@ -62,7 +67,9 @@ class ReportSection:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The verb: print what was found; 1 when there is a problem, else 0. With `calibrate`, calibrate first."""
+    """The verb: print what was found; 1 when there is a problem, else 0. First put back or calibrate, if asked."""
+    if options.restore:
+        restore_settings()
     if options.calibrate:
         calibrate_gpus(options.gpu, with_load=not options.without_load)
     sections = examine(_doing)
@@ -83,15 +90,17 @@ def examine(doing: Callable[[str], None]) -> list[ReportSection]:
     """
     doing("reading sensors")
     energy = tuple(_whole("meters", sensors.describe()))
+    settings = tuple(_whole("settings", standing.describe()))
     found = tuple(_whole("engines", _engines(doing)))
     added = tuple(_added())
     doing("asking the Docker daemon")
     daemon, *images = _docker(gpus=bool(sensors.gpu_uuids()))
-    if not any(finding.level == "ok" for finding in (*found, daemon)):
+    if daemon.level != "ok" and not any(finding.level in ("ok", "warn") for finding in found):
         fix = "pip install 'pytest-llem[transformers]'"
         found += (Finding("problem", "engines", "no engine can be imported here, and no Docker daemon answers", fix),)
     return [
         ReportSection("energy", energy),
+        *([ReportSection("settings of GPUs", settings)] if settings else []),
         ReportSection("engines", found),
         *([ReportSection("added by packages", added)] if added else []),
         ReportSection("docker", (daemon, *images)),
@@ -136,6 +145,24 @@ def calibrate_gpus(chosen: Sequence[str], *, with_load: bool) -> None:
         _say(f"kept in {calibration.path_of(found.uuid, found.driver)}")
 
 
+def restore_settings() -> None:
+    """Put GPUs back as before runs that are gone. Raises `DeviceError` for those that are in use, or resist."""
+    problems: list[DeviceError] = []
+    recorded = recorded_gpus()
+    if not recorded:
+        _say(f"nothing to put back: no run has left a record in {lease_dir()}")
+    for uuid in recorded:
+        try:
+            with take_lease(DeviceSet("cuda", (uuid,)), timeout_s=LEASE_TIMEOUT_S, on_wait=_say) as lease:
+                for restored in lease.restored:
+                    _say(f"put back: {restored}")
+        except DeviceError as problem:
+            problems.append(problem)
+    if problems:
+        fixes = dict.fromkeys(problem.fix for problem in problems if problem.fix)
+        raise DeviceError("; ".join(problem.message for problem in problems), fix="; ".join(fixes) or None)
+
+
 def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
@@ -162,10 +189,22 @@ def _engines(doing: Callable[[str], None]) -> Iterator[Finding]:
             versions = ", ".join(f"{module} {_version(module)}" for module in info.modules)
             failure = _import_failure(info.modules)
             if failure is None:
-                yield Finding("ok", info.name, versions + remark)
+                yield _runs_on(info, versions + remark)
             else:
                 text = f"{versions} cannot be imported: {failure}"
                 yield Finding("problem", info.name, text, f"reinstall {info.modules[-1]}")
+
+
+def _runs_on(info: EngineInfo, text: str) -> Finding:
+    """An engine that can be imported; a warning where its torch was built for other devices than are visible."""
+    try:
+        kind, build = visible_of("auto")[0], torch_build()
+    except DeviceError:
+        return Finding("ok", info.name, text)  # the sensors say what is wrong
+    if info.runs_on(kind, build):
+        return Finding("ok", info.name, text)
+    fix = f"install a torch that is built for {kind}, or measure with --llem-device={build}"
+    return Finding("warn", info.name, f"{text}: its torch was built for {build}, and {kind} is what is here", fix)
 
 
 def _whole(subject: str, findings: Iterable[Finding]) -> Iterator[Finding]:

@@ -156,6 +156,14 @@ class NotReleasedError(DeviceError, category="not_released"):
     """A device is not back to its previous state after a cycle: memory in use, or a process left behind."""
 
 
+class DeviceSettingsError(DeviceError, category="device_settings"):
+    """A power limit, clock or profile cannot be set on a GPU here, or not in a way that could be put back."""
+
+
+class PowerLimitNotAppliedError(DeviceSettingsError, category="power_limit_not_applied"):
+    """A power limit was set, and another is in force."""
+
+
 class RunnerError(LlemError, category="runner"):
     """The runner chosen for a cycle is unknown or cannot be used."""
 

@@ -60,7 +60,8 @@ def llem_results(
     request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: ExperimentCycle
 ) -> list[Result]:
     """The results of all cycles of one experiment, with the same skips and errors as `llem_result`."""
-    return started(request.config).results_for(request.node, llem_experiment.cycles())
+    plugin = started(request.config)
+    return plugin.results_for(request.node, plugin.cycles_of(llem_experiment))
 
 
 @pytest.fixture

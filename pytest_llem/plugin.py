@@ -25,8 +25,9 @@ pytest_plugins = ("pytest_llem.fixtures",)
 INI_TWINS = {
     "llem_out": "directory of the artifacts (default: llem-results)",
     "llem_meter": "auto, a meter's name, or none",
+    "llem_device": "auto, cpu, cuda or rocm: the kind of device of experiments that leave device.kind auto",
     "llem_cycles": "cycles of every experiment, in place of the study's",
-    "llem_order": "sequential, interleaved or shuffled, in place of the study's",
+    "llem_order": "sequential, interleaved, shuffled or balanced, in place of the study's",
     "llem_strict": "true: inconclusive and not-comparable gates and invalid cycles fail instead of being skipped",
     "llem_baseline": "run directory, results file, saved baseline or history:DIR to gate against",
     "llem_baseline_dir": "where named baselines lie (default: llem-baselines under rootdir)",
@@ -59,8 +60,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="local, docker, docker:IMAGE, ray, ray:ADDRESS, or ENGINE=SPEC (repeatable)",
     )
     add("--llem-meter", metavar="NAME", help="auto, a meter's name, or none")
+    add(
+        "--llem-device",
+        choices=("auto", "cpu", "cuda", "rocm"),
+        help="kind of device of experiments that leave device.kind auto; those that name another are skipped",
+    )
     add("--llem-cycles", type=_positive, metavar="N", help="cycles of every experiment")
-    add("--llem-order", choices=("sequential", "interleaved", "shuffled"), help="order of the cycles")
+    add("--llem-order", choices=("sequential", "interleaved", "shuffled", "balanced"), help="order of the cycles")
     add("--llem-resume", action="store_true", help="reuse earlier valid results of the same settings and environment")
     add(
         "--llem-baseline",

@@ -5,14 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
-
-from pytest_llem.job.metric_names import registered_metrics
-from pytest_llem.scoring.registry import registered_scorers
-from pytest_llem.workload.registered import data_sets
-from pytest_llem.workload.texts import texts_of_package
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -45,7 +41,10 @@ class Site:
     def add(self, package: str, source: str, **entry_points: str) -> None:
         """A package whose module has this source, and entry points such as `metrics="name = module:NAME"`."""
         module = package.replace("-", "_")
-        (self.path / f"{module}.py").write_text(source, encoding="utf-8")
+        file = self.path / f"{module}.py"
+        file.write_text(source, encoding="utf-8")
+        # Python takes what it compiled a moment ago for this source, where size and second are the same.
+        Path(cache_from_source(str(file))).unlink(missing_ok=True)
         about = self.path / f"{module}-1.0.dist-info"
         about.mkdir(exist_ok=True)
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n", encoding="utf-8")
@@ -56,8 +55,8 @@ class Site:
 
 
 def forget() -> None:
-    """Look for packages anew."""
-    registered_metrics.cache_clear()
-    data_sets.cache_clear()
-    registered_scorers.cache_clear()
-    texts_of_package.cache_clear()
+    """Empty the caches of all functions of the package: it looks for packages and devices anew."""
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == "pytest_llem"]
+    for value in [value for module in ours for value in vars(module).values()]:
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()

@@ -83,7 +83,7 @@ def scored_run(
                 "run_id": run,
                 "cycle": cycle,
                 "quality": quality,
-                "energy": replace(whole.energy, energy_j=energy_j, joules_per_output_token=energy_j / tokens),
+                "energy": replace(whole.energy, energy_j=energy_j, joules_per_output_token=energy_j / (tokens or 1)),
                 "workload": replace(whole.workload, output_tokens=tokens),
             }
         )

@@ -37,6 +37,7 @@ from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.terminal import middle_cut, show, significant
 from pytest_llem.study.experiments import Study
 from pytest_llem.study.loader import load_study
+from pytest_llem.study.written_optimize import refuse_race
 
 TRIES = 2
 """Runs of a commit without a valid measurement after which it is skipped. Chosen: one may be an accident."""
@@ -49,11 +50,14 @@ STOPPED = 130
 def bisect(options: argparse.Namespace) -> int:
     """Search, and print each step and what was found; 0 when that is a commit or a set of them, 1 when it is not."""
     study = load_study(options.study)
+    refuse_race(study, "llem bisect")
     measure = metric(options.metric or study.execution.headline)
     for name in options.allow:
         check_condition(name)
     if not 0.5 < options.confidence < 1:
         raise SettingsError(f"--confidence {options.confidence:g}: not between 0.5 and 1", fix="use --confidence 0.95")
+    if options.max_runs < 1:
+        raise SettingsError(f"--max-runs {options.max_runs}: nothing may be measured", fix="leave it out, or give 1")
     try:
         shlex.split(options.pytest)
     except ValueError as problem:

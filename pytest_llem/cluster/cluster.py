@@ -21,6 +21,7 @@ from typing import Any
 import ray
 
 from pytest_llem.errors import InfeasibleError, JsonValue, LlemError, RunnerError
+from pytest_llem.job.config import AskedKind
 from pytest_llem.study.runner_settings import RaySettings
 
 CLIENT_PREFIX = "ray://"
@@ -113,18 +114,18 @@ class RayCluster:
             self._nodes = now, [_node(facts) for facts in ray.nodes() if facts["Alive"]]
         return self._nodes[1]
 
-    def request(self, settings: RaySettings, devices: int = 1) -> ResourceRequest:
-        """What a cycle asks for: so many GPUs where the nodes it may run on have any, else a node's CPUs.
+    def request(self, settings: RaySettings, devices: int = 1, kind: AskedKind = "auto") -> ResourceRequest:
+        """What a cycle asks for: so many GPUs, or a node's CPUs; `auto` is GPUs where nodes it may run on have any.
 
         What was for GPUs once stays so when the nodes with GPUs are gone, as does what names an accelerator: no study
-        is measured on two kinds of devices. Cycles on the CPU disturb each other, so one takes all CPUs of the smallest
-        such node.
+        is measured on two kinds of devices unasked. Cycles on the CPU disturb each other, so one takes all CPUs of the
+        smallest such node.
         """
         given = ResourceRequest(0, 0.0, settings.accelerator_type, settings.resources)
         asked = frozenset(given.amounts.items())
         if settings.accelerator_type is not None or any(node.resources.get("GPU") for node in self._named(settings)):
             self._on_gpus.add(asked)
-        if asked in self._on_gpus:
+        if kind != "cpu" and (asked in self._on_gpus or kind != "auto"):
             return replace(given, gpus=devices, cpus=settings.cpus or 1.0)
         cpus = settings.cpus or min(self.cpu_sizes(settings), default=1.0)
         return replace(given, cpus=cpus)

@@ -26,12 +26,13 @@ import ray
 from pytest_llem import __version__
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError, from_dict
+from pytest_llem.job.config import AskedKind
 from pytest_llem.job.files import parse_object, write_bytes
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import Note, RunnerSource, RunnerSpec, RunReport
 from pytest_llem.job.wire import decode
 from pytest_llem.machine.cooldown import Setting as Cooldown
-from pytest_llem.machine.devices import Demand, gpu_uuids, visible_gpus
+from pytest_llem.machine.devices import GPUS_OF, VARIABLE_OF, Demand, gpu_kind, metered_gpus
 from pytest_llem.machine.environment import gather, input_facts
 from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners import open_runner
@@ -39,7 +40,7 @@ from pytest_llem.runners.measure_here import CycleRequest, HeldDevices, measure_
 from pytest_llem.runners.protocol import Runner, RunnerSettings
 from pytest_llem.worker import lifeline
 
-MARK = "LLEM_LIFELINE"
+MARK = lifeline.MARKS[0]
 KEPT_S = 7 * 24 * 3600.0
 """Chosen: longer than any run takes."""
 
@@ -129,27 +130,26 @@ def other_version(hostname: str, there: str | None, here: str) -> RunnerError:
 
 def _completed(job: Job, devices: DeviceSet) -> Job:
     """The job with what this node has: its devices and, for a meter that was named, all that it measures."""
-    meter = job.meter
-    if meter.explicit:
-        meter = replace(meter, uuids=visible_gpus() or gpu_uuids())
+    meter = replace(job.meter, uuids=metered_gpus(job.meter.name, job.config.device.kind))
     return replace(job, devices=devices, meter=meter)
 
 
-def _devices(count: int) -> DeviceSet:
-    """The GPUs that Ray assigned to this task, by UUID."""
+def _devices(count: int, asked: AskedKind) -> DeviceSet:
+    """The GPUs that Ray assigned to this task, by UUID. It calls AMD's as HIP does, and NVIDIA's as CUDA."""
     if not count:
         return DeviceSet("cpu")
     assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(assigned)
-    uuids = visible_gpus()
+    kind = gpu_kind(asked)
+    os.environ |= dict.fromkeys(("CUDA_VISIBLE_DEVICES", VARIABLE_OF[kind]), ",".join(assigned))
+    uuids = GPUS_OF[kind]()
     if len(uuids) != count:
         raise DeviceError(
             f"node {platform.node()}: Ray assigned the GPUs {', '.join(assigned) or 'none'}, and the driver shows "
             f"{', '.join(uuids) or 'none'} of them",
-            fix="start the node with as many GPUs as `nvidia-smi` lists there, no more",
+            fix="start the node with as many GPUs as `llem doctor` lists there, no more",
             details={"assigned": list(assigned), "uuids": list(uuids)},
         )
-    return DeviceSet("cuda", uuids)
+    return DeviceSet(kind, uuids)
 
 
 def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
@@ -161,7 +161,7 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
     try:
         request = CycleRequest(
             job.config,
-            Demand.exactly(_devices(order.gpus)),
+            Demand.exactly(_devices(order.gpus, order.job.config.device.kind)),
             LeaseRequest(f"{job.study} {job.experiment_id} c{job.cycle}", own_run),
             lambda devices: _completed(job, devices),
             run_directory(job.run_id),

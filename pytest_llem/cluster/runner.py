@@ -31,7 +31,7 @@ from pytest_llem.cluster.tasks import (
 from pytest_llem.containers.inputs import with_absolute_paths
 from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, NodeLostError, from_dict
-from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.config import AskedKind, ExperimentConfig
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.job.wire import decode, encode
@@ -96,7 +96,8 @@ class RayRunner(Runner):
     def parallel_cycles(self, configs: Sequence[ExperimentConfig]) -> ParallelCycles:
         """As many as run at a time, and one to follow each; where the cluster may grow, as many as there can be."""
         settings = self.settings
-        requests = [self.cluster.request(settings, count) for count in {devices_needed(config) for config in configs}]
+        asked = {(devices_needed(config), config.device.kind) for config in configs}
+        requests = [self.cluster.request(settings, count, kind) for count, kind in asked]
         notices = self._uneven() if settings.cpus is None and any(request.gpus == 0 for request in requests) else ()
         if settings.max_in_flight is not None:
             return ParallelCycles(settings.max_in_flight, notices)
@@ -123,7 +124,7 @@ class RayRunner(Runner):
 
     def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
         """Whether a node of each kind that may run these has the package and the engine."""
-        least = self._feasible(1)
+        least = self._feasible(1, configs[0].device.kind)
         nodes = self.cluster.able(least)
         return preflight_nodes(nodes, configs, least.gpus, self.settings, self._study.docker, self._ended)
 
@@ -131,11 +132,13 @@ class RayRunner(Runner):
         self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
     ) -> SignatureReport:
         """Compare settings of one engine with the signatures of the one on a node of each kind."""
-        return check_settings_on_nodes(self.cluster.able(self._feasible(1)), configs, self.settings, self._ended)
+        return check_settings_on_nodes(
+            self.cluster.able(self._feasible(1, configs[0].device.kind)), configs, self.settings, self._ended
+        )
 
     def reuse_targets(self, config: ExperimentConfig) -> list[ReuseTarget]:
         """The nodes that may run this experiment, each with what must be equal for an earlier result to be reused."""
-        request = self._feasible(devices_needed(config))
+        request = self._feasible(devices_needed(config), config.device.kind)
         inputs = config.workload.dataset, config.workload.revision, config.model, config.revision, config.lora
         key = (str(request), *inputs, config.workload.times_file, repr(texts_of_package(config.workload)))
         with self._asking:
@@ -166,7 +169,7 @@ class RayRunner(Runner):
         losses: list[Loss] = []
         lacking: list[Loss] = []
         while True:
-            request = self._feasible(devices_needed(job.config))
+            request = self._feasible(devices_needed(job.config), job.config.device.kind)
             # A cycle whose nodes go before it begins comes round again without a loss: it waits for others or raises.
             node, result = self._attempt(replace(order, gpus=request.gpus), request, title, losses, lacking)
             if result is not None:
@@ -197,13 +200,13 @@ class RayRunner(Runner):
         self._progress.clear()
         disconnect()
 
-    def _feasible(self, devices: int) -> ResourceRequest:
-        """The request of a cycle that needs so many devices, once the cluster has a node for it."""
+    def _feasible(self, devices: int, kind: AskedKind) -> ResourceRequest:
+        """The request of a cycle that needs so many devices of a kind, once the cluster has a node for it."""
         wait_s = self.settings.wait_for_nodes_s
         deadline = time.monotonic() + wait_s
         with demanded() as demand:
             while True:
-                request = self.cluster.request(self.settings, devices)
+                request = self.cluster.request(self.settings, devices, kind)
                 if self.cluster.able(request):
                     return request
                 if time.monotonic() >= deadline or str(request) in self._given_up:

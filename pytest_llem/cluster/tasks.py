@@ -290,7 +290,8 @@ def reuse_targets_on(
     """A target per node that answers; an `LlemError` when none does, `InterruptedCycleError` once `ended` is set."""
     targets: list[ReuseTarget] = []
     problem: LlemError | None = None
-    kind = "cuda" if request.gpus else "cpu"
+    of_gpus = "rocm" if config.device.kind == "rocm" else "cuda"
+    kind = of_gpus if request.gpus else "cpu"
     for _, answer in ask_nodes(reuse_facts, nodes, encode(config), image, encode(docker), ended=ended):
         if isinstance(answer, LlemError):
             problem = answer

@@ -110,7 +110,17 @@ class KeptContainers:
         begun = time.monotonic()
         # The imported engine has read its environment already, so a container serves jobs of one environment only
         environment = tuple(sorted(request.environment.items()))
-        key: _Key = (request.image.id, request.devices, request.network, request.mounts, engine, environment)
+        image, devices, pinned = request.image.id, request.devices, request.pinned
+        key: _Key = (
+            image,
+            devices,
+            pinned.cpus,
+            pinned.numa_node,
+            request.network,
+            request.mounts,
+            engine,
+            environment,
+        )
         kept = self._healthy(key, request, engine)
         if lease is not None:
             lease.occupied_by(pid=os.getpid(), container=kept.request.name)

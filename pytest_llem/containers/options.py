@@ -16,11 +16,14 @@ from docker.types import DeviceRequest, Mount
 
 from pytest_llem.containers.archive import JOBS, LIFELINE, ROOT, SITE, files_archive
 from pytest_llem.containers.inputs import CACHE, HUB, Mounted
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, RunnerError
+from pytest_llem.job.config import DeviceSettings
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.redaction import HUB_TOKENS, without_user_info
+from pytest_llem.machine.amd_devices import HIDDEN
 from pytest_llem.study.runner_settings import DockerSettings
 from pytest_llem.worker.lifeline import SECRETS
+from pytest_llem.worker.pinning import cpus_text, pinned_cpus
 
 LOOPBACK = "127.0.0.1"
 
@@ -98,7 +101,7 @@ class ContainerRequest:
 
     `waits` is whether a client will attach and hold its standard input; a short program needs none. A container with
     an `entrypoint` runs a program of its image instead (the image's own where that is empty), in the image's
-    environment. A port to `publish` is reached at the same number on this machine's loopback.
+    environment. A port to `publish` is reached at the same number on this machine's loopback. `pinned` names its CPUs.
     """
 
     name: str
@@ -114,6 +117,14 @@ class ContainerRequest:
     waits: bool = True
     entrypoint: tuple[str, ...] | None = None
     publish: int | None = None
+    pinned: DeviceSettings = field(default_factory=DeviceSettings)
+
+    def __post_init__(self) -> None:
+        if self.devices.kind == "rocm":  # collection says so earlier, except of the nodes of a cluster
+            raise RunnerError(
+                "AMD GPUs cannot be given to containers",
+                fix="run the engine without an image (runner local), or write device.kind: cpu",
+            )
 
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
@@ -125,6 +136,12 @@ def capabilities(request: ContainerRequest) -> list[str]:
     """The capabilities that are kept: those of the settings, and for root that to read other users' mounted files."""
     needed = ["DAC_OVERRIDE"] if request.image.runs_as_root and request.mounts else []
     return list(dict.fromkeys([*needed, *request.settings.capabilities]))
+
+
+def cpusets(request: ContainerRequest) -> dict[str, str | None]:
+    """The CPUs and the node whose memory it may use; `None` is any. `DeviceError` where this machine lacks them."""
+    cpus, node = pinned_cpus(request.pinned), request.pinned.numa_node
+    return {"cpuset_cpus": cpus_text(cpus) or None, "cpuset_mems": None if node is None else str(node)}
 
 
 def container_environment(request: ContainerRequest) -> dict[str, str]:
@@ -143,7 +160,7 @@ def container_environment(request: ContainerRequest) -> dict[str, str]:
         environment["HF_HUB_OFFLINE"] = "1"
     if request.devices.kind != "cuda":
         environment["NVIDIA_VISIBLE_DEVICES"] = "void"
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment |= HIDDEN
     return environment
 
 
@@ -182,6 +199,8 @@ def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
         mounts=[Mount(m.target, m.source, type="bind", read_only=True) for m in request.mounts],
         mem_limit=settings.memory_bytes,
         memswap_limit=settings.memory_bytes,
+        cpuset_cpus=cpusets(request)["cpuset_cpus"],
+        cpuset_mems=cpusets(request)["cpuset_mems"],
         device_requests=[gpus] if request.devices.kind == "cuda" else None,
     )
     files = secret_files(request)
@@ -203,6 +222,7 @@ def recorded_options(request: ContainerRequest) -> dict[str, JsonValue]:
         "network": request.network,
         "capabilities": tuple(capabilities(request)),
         "memory_bytes": request.settings.memory_bytes,
+        **cpusets(request),
         "shm_size_bytes": request.settings.shm_size_bytes,
         "environment": {name: request.environment[name] for name in PASSED_ON if name in request.environment},
         "lifecycle": request.settings.lifecycle,

@@ -216,6 +216,10 @@ def _judge(answer: Mapping[str, Any], image: ImageFacts, subject: PreflightSubje
     shm = answer["shm_bytes"]
     if shm is not None and shm < min(subject.settings.shm_size_bytes, 64 * 2**20):
         yield docker_error("shm", image.name, message=f"{shm / 2**20:.0f} MiB in /dev/shm")
+    build, kind = answer.get("torch_build"), subject.devices.kind
+    if not engine_info(subject.engine).runs_on(kind, build):
+        message = f"its torch was built for {build}, and engine {subject.engine} would run on {kind} (device.kind)"
+        yield docker_error("image_contents", image.name, message=message)
     if subject.devices.kind == "cuda":
         yield from _judge_gpu(answer["gpu"], answer["torch_cuda"], image, subject.devices)
 

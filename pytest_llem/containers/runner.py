@@ -36,9 +36,10 @@ from pytest_llem.containers.options import WORKER_COMMAND, ContainerRequest, Ima
 from pytest_llem.containers.orphaned_containers import SessionIdentity, remove, remove_orphans, remove_session
 from pytest_llem.containers.preflight import PreflightSubject, check_settings_in_image, preflight
 from pytest_llem.containers.stream import Attachment
+from pytest_llem.engines import engine_info
 from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import DeviceError, InterruptedCycleError, JsonValue, LlemError
-from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.config import DeviceSettings, ExperimentConfig
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.redaction import secrets_of
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
@@ -217,6 +218,7 @@ class DockerRunner(Runner):
             labels=self._identity.labels(job.run_id),
             secrets=secrets if network != "none" else {},
             environment={**passed_on(os.environ), **job.environment},
+            pinned=DeviceSettings() if engine_info(job.config.engine).serves_over_http else job.config.device,
         ), notes
 
     def _cycle(

@@ -7,10 +7,10 @@ The accumulator advances about every millisecond (`UPDATE_NS`), so it is read at
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import Any
+from collections.abc import Sequence
+from math import inf
 
+from pytest_llem.energy import amd_devices
 from pytest_llem.energy.processes import listing
 from pytest_llem.energy.readings import GpuFacts, Sample, SampleWriter, SensorError, Source
 
@@ -33,10 +33,10 @@ RETRY_NS = 1_000_000_000
 class AmdSource(Source):
     """One AMD GPU. Quantities without a sensor are left out; an error is written, and the device is tried again."""
 
-    def __init__(self, amdsmi: Any, handle: object, uuid: str, owners: Sequence[int]) -> None:
-        self._amdsmi = amdsmi
-        self._handle = handle
-        self._uuid = uuid
+    def __init__(self, gpu: amd_devices.AmdGpu, owners: Sequence[int]) -> None:
+        self._gpu = gpu
+        self._amdsmi = gpu.smi
+        self._uuid = gpu.uuid
         self._owners = owners
         self._state_due_ns = 0
         self._processes_due_ns = 0
@@ -47,7 +47,7 @@ class AmdSource(Source):
         begin = time.monotonic_ns()
         self.due_ns = begin + PERIOD_NS
         try:
-            count = self._amdsmi.amdsmi_get_energy_count(self._handle)
+            count = self._amdsmi.amdsmi_get_energy_count(self._gpu.handle)
         except self._amdsmi.AmdSmiException as problem:
             self.due_ns = begin + RETRY_NS
             self.power_w = None
@@ -60,20 +60,22 @@ class AmdSource(Source):
             writer.event(end, "sensor", device=self._uuid, counter=True, power="average")
         self._failing = False
         self.known_until_ns = begin - UPDATE_NS
-        temperature = clock = None
+        temperature = clock = memory_clock = cap_w = None
         if begin >= self._state_due_ns:
             self._state_due_ns = begin + STATE_PERIOD_NS
-            self.power_w = self._power()
-            temperature, clock = self._temperature(), self._clock()
+            self.power_w = self._gpu.power_w
+            temperature, cap_w = self._gpu.temperature_c, self._gpu.power_cap_w
+            clock, memory_clock = self._gpu.clock_mhz("GFX"), self._gpu.clock_mhz("MEM")
         energy_mj = float(count["energy_accumulator"]) * float(count["counter_resolution"]) / 1e3
         low = begin - UPDATE_NS
         t_ns, bracket_ns = (low + end) // 2, (end - low) // 2
-        writer.sample(Sample(t_ns, self._uuid, self.power_w, energy_mj, temperature, clock, bracket_ns=bracket_ns))
+        sample = Sample(t_ns, self._uuid, self.power_w, energy_mj, temperature, clock, bracket_ns=bracket_ns)
+        writer.sample(sample._replace(memory_clock_mhz=memory_clock, power_limit_w=cap_w))
         if begin >= self._processes_due_ns:
             self._processes_due_ns = begin + PROCESSES_PERIOD_NS
-            processes = self._optional("amdsmi_get_gpu_process_list")
-            if isinstance(processes, list):
-                fields = listing([int(p["pid"]) for p in processes if isinstance(p, Mapping)], self._owners)
+            processes = self._gpu.processes
+            if processes is not None:
+                fields = listing(tuple(processes), self._owners)
                 writer.event(time.monotonic_ns(), "processes", device=self._uuid, **fields)
 
     def finish(self, writer: SampleWriter) -> None:
@@ -81,55 +83,55 @@ class AmdSource(Source):
         self._state_due_ns = self._processes_due_ns = 0
         self.poll(writer)
 
-    def _power(self) -> float | None:
-        info = self._optional("amdsmi_get_power_info")
-        if not isinstance(info, Mapping):
-            return None
-        # Each generation of boards fills one of the two; the other is "N/A" or 0.
-        values = [info.get(name) for name in ("current_socket_power", "average_socket_power")]
-        return next((float(value) for value in values if isinstance(value, (int, float)) and value > 0), None)
 
-    def _temperature(self) -> float | None:
-        smi = self._amdsmi
-        value = self._optional(
-            "amdsmi_get_temp_metric", smi.AmdSmiTemperatureType.HOTSPOT, smi.AmdSmiTemperatureMetric.CURRENT
-        )
-        return float(value) if isinstance(value, (int, float)) else None
+class ListedSource(Source):
+    """An AMD GPU that is not metered: only its processes are listed."""
 
-    def _clock(self) -> float | None:
-        info = self._optional("amdsmi_get_clock_info", self._amdsmi.AmdSmiClkType.GFX)
-        value = info.get("clk") if isinstance(info, Mapping) else None
-        return float(value) if isinstance(value, (int, float)) else None
+    known_until_ns = inf
+    counted = False
 
-    def _optional(self, name: str, *more: object) -> object:
-        try:
-            result: object = getattr(self._amdsmi, name)(self._handle, *more)
-        except self._amdsmi.AmdSmiException:
-            return None
-        return result
+    def __init__(self, gpu: amd_devices.AmdGpu, owners: Sequence[int]) -> None:
+        self._gpu = gpu
+        self._owners = owners
 
-    def facts(self) -> GpuFacts:
-        """What the meter needs to know of the GPU."""
-        asic, driver = self._optional("amdsmi_get_gpu_asic_info"), self._optional("amdsmi_get_gpu_driver_info")
-        name = str(asic.get("market_name")) if isinstance(asic, Mapping) else "AMD GPU"
-        return GpuFacts(
-            self._uuid, name, str(driver.get("driver_version")) if isinstance(driver, Mapping) else "unknown"
-        )
+    def poll(self, writer: SampleWriter) -> None:
+        """List its processes."""
+        now = time.monotonic_ns()
+        self.due_ns = now + PROCESSES_PERIOD_NS
+        fields = listing(tuple(self._gpu.processes or ()), self._owners)
+        writer.event(now, "processes", device=self._gpu.uuid, **fields)
 
 
 def open_gpus(
     uuids: Sequence[str], owners: Sequence[int], beside: Sequence[str] = (), follow_pid: int | None = None
-) -> list[tuple[AmdSource, GpuFacts]]:
-    """The AMD GPUs with these UUIDs (all for none) and facts about each. Raises `SensorError` where one cannot open."""
-    amdsmi: Any = import_module("amdsmi")
+) -> list[tuple[Source, GpuFacts | None]]:
+    """The AMD GPUs with these UUIDs (all for none) and facts about each, those `beside` them as not leased.
+
+    With `follow_pid` those that hold a process of its tree take the place of `uuids`, if there are any. Where some are
+    leased, the processes of all others are listed too: HIP may have numbered its GPUs otherwise than `amdsmi` says.
+    Raises `SensorError` where one cannot open.
+    """
+    smi = amd_devices.library()
     try:
-        amdsmi.amdsmi_init()
-        handles = {str(amdsmi.amdsmi_get_gpu_device_uuid(h)): h for h in amdsmi.amdsmi_get_processor_handles()}
-    except amdsmi.AmdSmiException as problem:
-        raise SensorError(
-            f"amdsmi: {problem}", "run `amd-smi list`; it should show the GPUs without an error"
-        ) from None
-    sources = [AmdSource(amdsmi, h, uuid, owners) for uuid, h in handles.items() if not uuids or uuid in uuids]
-    if not sources:
-        raise SensorError("amdsmi finds no such GPU", "check `amd-smi list`, or use --llem-meter=auto")
-    return [(source, source.facts()) for source in sources]
+        smi.amdsmi_init()
+        gpus = {gpu.uuid: gpu for gpu in amd_devices.found(smi)}
+    except smi.AmdSmiException as problem:
+        raise SensorError(f"amdsmi: {problem}", amd_devices.REMEDY) from None
+    held = [] if follow_pid is None else [uuid for uuid, gpu in gpus.items() if gpu.holds(follow_pid)]
+    leased = held or list(uuids) or list(gpus)
+    missing = [uuid for uuid in leased if uuid not in gpus]
+    if missing or not leased:
+        raise SensorError(f"amdsmi finds no GPU {', '.join(missing)}".rstrip(), "check `amd-smi list`")
+    read = dict.fromkeys([*leased, *(uuid for uuid in beside if uuid in gpus)])
+    opened: list[tuple[Source, GpuFacts | None]] = [
+        (AmdSource(gpus[uuid], owners), _facts(gpus[uuid], leased=uuid in leased)) for uuid in read
+    ]
+    if uuids:
+        opened += [(ListedSource(gpu, owners), None) for uuid, gpu in gpus.items() if uuid not in read]
+    return opened
+
+
+def _facts(gpu: amd_devices.AmdGpu, *, leased: bool) -> GpuFacts:
+    """What the meter needs to know of a GPU, with its memory in use now."""
+    module = any(name in gpu.name for name in amd_devices.MODULES)
+    return GpuFacts(gpu.uuid, gpu.name, gpu.driver, module=module, memory_used_bytes=gpu.used_bytes, leased=leased)

@@ -14,6 +14,7 @@ from typing import Any
 from pytest_llem.energy import nvml_devices
 from pytest_llem.energy.protocol import MeterRequest
 from pytest_llem.energy.readings import GpuFacts
+from pytest_llem.job.config import DeviceKind
 from pytest_llem.job.report import Note
 
 NAME_THEM = "name them in the study: `device: {gpus: [0, 1]}`"
@@ -35,23 +36,28 @@ def own_pids(event: Mapping[str, Any], containers: frozenset[str]) -> set[int]:
 
 
 def attribute(
-    request: MeterRequest, gpus: Sequence[GpuFacts], events: Iterable[Mapping[str, Any]], containers: frozenset[str]
+    request: MeterRequest,
+    kind: DeviceKind,
+    gpus: Sequence[GpuFacts],
+    events: Iterable[Mapping[str, Any]],
+    containers: frozenset[str],
 ) -> Attribution:
-    """The GPUs of the cycle among those that were read.
+    """The GPUs of the cycle among those of a `kind` that were read.
 
-    A server may compute on others than those leased: its are those on which the driver shows a process of its tree,
-    unless the study names them. Where nothing is leased, the GPUs that hold a process of the cycle count.
+    Which of AMD's GPUs HIP calls by which number only `amdsmi` says: the driver must show the cycle on no other than
+    the leased ones. A server may compute on others than those leased: its are those on which the driver shows a process
+    of its tree, unless the study names them. Where nothing is leased, the GPUs that hold a process of the cycle count.
     """
     listed = [event for event in events if event["event"] == "processes"]
     seen = {str(event["device"]) for event in listed if own_pids(event, containers)}
     read = {gpu.uuid for gpu in gpus}
     leased = {gpu.uuid for gpu in gpus if gpu.leased}
-    if request.devices.kind == "cpu":
+    if request.devices.kind != kind:
         own = (seen & read) or (read if len(read) == 1 and not listed else set())
         message = "no process of the cycle was seen on a GPU that was read, whose energy is not the engine's"
         return Attribution(frozenset(own), () if own else (Note("meter_not_on_device", message),))
     if request.server is None:
-        return Attribution(frozenset(leased))
+        return Attribution(frozenset(leased), _misplaced(leased, seen) if kind == "rocm" else ())
     problem = _server_problem(request.server.pid, seen, read, any(event["unknown"] for event in listed))
     if request.settings.named_gpus:
         notes = (Note("server_gpu_unknown", f"{problem}; the GPUs are those that the study names"),) if problem else ()
@@ -61,9 +67,18 @@ def attribute(
     return Attribution(frozenset(seen), notes=_not_leased(request, seen))
 
 
+def _misplaced(leased: set[str], seen: set[str]) -> tuple[Note, ...]:
+    """The reason against a cycle that the driver shows on others than its leased GPUs."""
+    if seen <= leased:
+        return ()
+    return (
+        Note("meter_not_on_device", f"the cycle ran on {', '.join(sorted(seen - leased))}, which it did not lease"),
+    )
+
+
 def leased_gpus(request: MeterRequest) -> list[nvml_devices.Gpu]:
-    """The cycle's NVIDIA GPUs; none for one on the CPU."""
-    if request.devices.kind == "cpu":
+    """The cycle's NVIDIA GPUs; none for one on other devices."""
+    if request.devices.kind != "cuda":
         return []
     with nvml_devices.nvml():
         return nvml_devices.find(request.devices.uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -73,6 +88,10 @@ def server_elsewhere(request: MeterRequest) -> tuple[Note, ...]:
     """For meters that list no processes: the reason against a server whose GPUs are not exactly the leased ones."""
     if request.server is None or request.devices.kind == "cpu" or request.settings.named_gpus:
         return ()
+    if request.devices.kind != "cuda":
+        return (
+            Note("server_gpu_unknown", f"this meter does not see which AMD GPUs a server computes on: {NAME_THEM}"),
+        )
     pid, leased = request.server.pid, {gpu.uuid for gpu in leased_gpus(request)}
     with nvml_devices.nvml():
         seen = {gpu.uuid for gpu in nvml_devices.holding(pid)} if pid is not None else set()

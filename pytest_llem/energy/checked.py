@@ -66,6 +66,15 @@ def account(meter: Meter, windows: Sequence[Window]) -> EnergyReport:
     return EnergyReport(meter.name, False, "process_estimate", "worker", (), nothing, invalid=(note,))
 
 
+def account_again(meter: Meter, report: EnergyReport, windows: Sequence[Window]) -> EnergyReport:
+    """Account other windows of a report's stored readings, with the same checks. `MeterError` where that is not so."""
+    try:
+        return _written(_checked(meter.account_again(report, windows), windows, [], meter))
+    except (KeyError, TypeError, ValueError) as problem:
+        fix = "measure again: an older version, or another one, wrote what is stored"
+        raise MeterError(f"{meter.name}: its stored readings cannot be accounted: {problem!r}", fix=fix) from None
+
+
 def _written(report: EnergyReport) -> EnergyReport:
     """The report as it is read again; `ValueError` for one that cannot be written, or not be read."""
     again = decode(EnergyReport, json.loads(json.dumps(encode(report), allow_nan=False)), "its report")

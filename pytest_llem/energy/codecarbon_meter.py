@@ -47,6 +47,10 @@ class CodeCarbonMeter(Meter):
 
     def start(self) -> None:
         """Create the tracker, which probes the machine for some seconds, and begin the first stretch."""
+        if self._request.devices.kind == "rocm":
+            raise MeterError(
+                "codecarbon cannot be told which AMD GPUs are leased", fix="use --llem-meter=amdsmi, or zeus"
+            )
         codecarbon: Any = import_module("codecarbon")
         self._tracker: Any = codecarbon.OfflineEmissionsTracker(
             country_iso_code=COUNTRY,

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import hypot, inf
 from pathlib import Path
 from statistics import median
 from typing import ClassVar
 
 from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, window_energy
-from pytest_llem.energy.readings import Sample, SampleWriter
+from pytest_llem.energy.readings import Sample, SampleWriter, read_samples
 from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.job.report import Note
 
@@ -47,7 +49,7 @@ class EstimateMeter(Meter):
         self._lost: dict[int, int] = {}
         self._latest: tuple[int, int] | None = None
         server_pid = request.server.pid if request.server is not None else None
-        self._beside = (DEVICE_ID,) if request.devices.kind == "cuda" else ()
+        self._beside = (DEVICE_ID,) if request.devices.on_gpu else ()
         self._server_unknown = request.server is not None and server_pid is None
         self._clock = ProcessTreeClock(os.getpid(), *([server_pid] if server_pid is not None else []))
         self._writer: SampleWriter | None = None
@@ -99,6 +101,16 @@ class EstimateMeter(Meter):
             facts={"watts_per_thread": watts, "generation": generation},
         )
 
+    def account_again(self, report: EnergyReport, windows: Sequence[Window]) -> EnergyReport:
+        """Account other windows of a report's readings, with its watts: between two readings by their mean power."""
+        readings = [(s.t_ns, s.counter_mj / 1e3) for s in read_samples(self._request.samples_path) if s.counter_mj]
+        shares = [w.uncertainty_j / w.energy_j for w in report.windows if w.energy_j and w.uncertainty_j]
+        again = tuple(
+            window_energy(window, {DEVICE_ID: between(readings, window, max(shares, default=inf))}, self._beside)
+            for window in windows
+        )
+        return replace(report, windows=again)
+
     def _read(self) -> tuple[int, int]:
         before = time.monotonic_ns()
         used_ns = self._clock.read_ns()
@@ -123,6 +135,25 @@ class EstimateMeter(Meter):
 
     def _loses(self, window: Window) -> bool:
         return self._lost.get(window.start_ns) != self._lost.get(window.end_ns)
+
+
+def between(readings: Sequence[tuple[int, float]], window: Window, share: float) -> EnergyEstimate | None:
+    """The energy in a window by readings of time (ns) and joules so far; `None` where they do not surround it.
+
+    `share` is the uncertainty of the watts. At an edge between two readings, power may have been at either side alone.
+    """
+    ends: list[tuple[float, float]] = []
+    for t_ns in (window.start_ns, window.end_ns):
+        after = bisect_left(readings, (t_ns, 0.0))
+        if not 0 < after < len(readings):
+            return None
+        (before_ns, before_j), (after_ns, after_j) = readings[after - 1], readings[after]
+        part = (t_ns - before_ns) / (after_ns - before_ns)
+        ends.append((before_j + part * (after_j - before_j), max(part, 1 - part) * (after_j - before_j)))
+    (first_j, first_bound), (last_j, last_bound) = ends
+    energy_j = last_j - first_j
+    terms = {"watts_per_thread": share * energy_j, "edges": hypot(first_bound, last_bound)}
+    return EnergyEstimate(energy_j, hypot(*terms.values()), "estimate", len(readings), terms)
 
 
 _SCHED_CLOCK = 2

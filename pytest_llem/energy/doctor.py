@@ -6,14 +6,15 @@ Only `llem doctor` calls it. It must change nothing on the machine; fields of `F
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import pynvml
 
-from pytest_llem.energy import calibration, nvml_devices, rapl_meter, rapl_source
+from pytest_llem.energy import amd_devices, calibration, nvml_devices, rapl_meter, rapl_source
 from pytest_llem.energy.cpu_estimate_meter import thread_power
 from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.energy.registry import obstacles
@@ -37,7 +38,8 @@ class Finding:
 
 def describe() -> list[Finding]:
     """Every finding about GPUs, their sensors, RAPL, and the other meters."""
-    return [*_gpus(), *_rapl(), *_estimate(), *_others()]
+    amd = list(_amd_gpus())
+    return [*_gpus(others=any(finding.level == "ok" for finding in amd)), *amd, *_rapl(), *_estimate(), *_others()]
 
 
 def gpu_uuids() -> list[str]:
@@ -51,11 +53,14 @@ def gpu_uuids() -> list[str]:
         return []
 
 
-def _gpus() -> Iterator[Finding]:
+def _gpus(*, others: bool) -> Iterator[Finding]:
+    """NVIDIA's; that there is no driver is nothing to mend beside `others`."""
     obstacle = NvmlMeter.obstacle()
     if obstacle is not None:
         missing = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
-        level: Level = "warn" if obstacle.details.get("code") in missing else "problem"
+        level: Level = "problem"
+        if obstacle.details.get("code") in missing:
+            level = "absent" if others else "warn"
         yield Finding(level, "nvml", obstacle.message, obstacle.fix)
         return
     try:
@@ -118,10 +123,45 @@ def _state(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
         yield Finding("warn", gpu.uuid, "ECC is off: not comparable with GPUs that have it on")
     processes = _optional(pynvml.nvmlDeviceGetComputeRunningProcesses, gpu.handle)
     if processes:
-        pids = ", ".join(str(process.pid) for process in processes[:5])
-        yield Finding(
-            "warn", gpu.uuid, f"other processes compute on this GPU (pid {pids}): results will be invalid", "end them"
-        )
+        yield _others_compute(gpu.uuid, [process.pid for process in processes])
+
+
+def _amd_gpus() -> Iterator[Finding]:
+    try:
+        smi = amd_devices.library()
+    except amd_devices.UNLOADABLE:
+        return  # said of the meter
+    try:
+        with amd_devices.all_gpus() as gpus:
+            for gpu in gpus:
+                yield from _amd_state(gpu)
+    except smi.AmdSmiException as problem:
+        if amd_devices.no_driver(smi, problem):
+            yield Finding("absent", "amdsmi", f"no AMD GPU: {problem}")
+        else:
+            yield Finding("problem", "amdsmi", f"amdsmi: {problem}", amd_devices.REMEDY)
+
+
+def _amd_state(gpu: amd_devices.AmdGpu) -> Iterator[Finding]:
+    cap = "" if gpu.power_cap_w is None else f", power cap {gpu.power_cap_w:g} W"
+    place = "" if gpu.hip_index is None else f", HIP's number {gpu.hip_index}"
+    yield Finding("ok", gpu.uuid, f"{gpu.name}, driver {gpu.driver}{cap}{place}; not verified on hardware")
+    if gpu.shared is not None:
+        text = f"{gpu.shared}, which share one energy counter: it cannot be leased"
+        yield Finding("warn", gpu.uuid, text, amd_devices.MAKE_WHOLE)
+    elif gpu.hip_index is None:
+        text = "amdsmi does not tell HIP's number of it: it cannot be leased"
+        yield Finding("warn", gpu.uuid, text, "update ROCm and amdsmi (6.4 or later)")
+    if gpu.ask("amdsmi_get_energy_count") is None:
+        yield Finding("warn", gpu.uuid, "no energy counter: its energy cannot be measured")
+    if gpu.processes:
+        yield _others_compute(gpu.uuid, gpu.processes)
+
+
+def _others_compute(uuid: str, pids: Iterable[int]) -> Finding:
+    named = ", ".join(map(str, islice(pids, 5)))
+    message = f"other processes compute on this GPU (pid {named}): results will be invalid"
+    return Finding("warn", uuid, message, "end them")
 
 
 def _rapl() -> Iterator[Finding]:

@@ -6,18 +6,15 @@ sensors while it is measured: the sampler process does, and its readings are acc
 
 from __future__ import annotations
 
-import contextlib
-import io
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from typing import Any, ClassVar
 
 import pynvml
 
-from pytest_llem.energy import calibration, nvml_devices, rapl_source, validity
+from pytest_llem.energy import amd_devices, calibration, nvml_devices, rapl_source, validity
 from pytest_llem.energy import rapl_meter as rapl
-from pytest_llem.energy.attribution import attribute
+from pytest_llem.energy.attribution import Attribution, attribute
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.estimators import AVERAGING_S, from_counter, from_power, from_steady_counter
 from pytest_llem.energy.idle_power import HOT_IDLE, IDLE, mean_temperature_c, measured_idle_power, recent_conditions
@@ -34,7 +31,7 @@ from pytest_llem.energy.readings import GpuFacts, Sample, read_sample_events, re
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.energy.series import ticks_from
 from pytest_llem.errors import JsonValue, MeterError
-from pytest_llem.job.config import Thresholds
+from pytest_llem.job.config import GpuKind, Thresholds
 from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.job.report import Note
 from pytest_llem.job.wire import encode
@@ -51,8 +48,8 @@ class SampledGpuMeter(Meter):
     can_calibrate: ClassVar[bool] = False
     """Whether `llem doctor --calibrate` works for these GPUs."""
 
-    leasable: ClassVar[bool] = False
-    """Whether a cycle's devices may be among its GPUs."""
+    kind: ClassVar[GpuKind]
+    """The kind of device that its GPUs are."""
 
     notes: ClassVar[tuple[Note, ...]] = ()
     """Notes that every report of this meter carries."""
@@ -75,7 +72,7 @@ class SampledGpuMeter(Meter):
         Raises `MeterError` when a device cannot be opened.
         """
         settings, devices, server = self._request.settings, self._request.devices, self._request.server
-        on_gpu, named = devices.kind == "cuda", settings.uuids if self.leasable else ()
+        on_gpu, named = devices.kind == self.kind, settings.uuids
         self._sampler = SamplerProcess(
             self._request.samples_path,
             devices.uuids if on_gpu else named,
@@ -124,16 +121,42 @@ class SampledGpuMeter(Meter):
         cpu_s = sampler.cpu_time_s()
         problem = sampler.stop()
         events = tuple(read_sample_events(self._request.samples_path))
+        attribution = attribute(self._request, self.kind, sampler.gpus, events, frozenset(self._containers))
+        calibrations = {gpu.uuid: calibration.load(gpu.uuid, gpu.driver) for gpu in sampler.gpus}
+        return self._accounted(windows, sampler.gpus, events, attribution, calibrations, cpu_s, problem)
+
+    def account_again(self, report: EnergyReport, windows: Sequence[Window]) -> EnergyReport:
+        """Account other windows of a report's readings, with the GPUs and calibrations of then."""
+        stated: Any = report.facts
+        # What their memory held before the cycle was judged then, and may be a server's, which is not known here.
+        gpus = tuple(GpuFacts(**facts)._replace(memory_used_bytes=None) for facts in stated["gpus"])
+        stored = {uuid: Calibration(**facts) for uuid, facts in stated["calibration"].items()}
+        of_server = tuple(note for note in report.notes if note.code.startswith("server_gpu"))
+        own = Attribution(frozenset(device.id for device in report.devices if device.leased), notes=of_server)
+        self._cpu = rapl.RaplEdges.stored(report)
+        events = tuple(read_sample_events(self._request.samples_path))
+        return self._accounted(windows, gpus, events, own, {gpu.uuid: stored.get(gpu.uuid) for gpu in gpus})
+
+    def _accounted(
+        self,
+        windows: Sequence[Window],
+        metered: Sequence[GpuFacts],
+        events: tuple[Mapping[str, Any], ...],
+        attribution: Attribution,
+        calibrations: Mapping[str, Calibration | None],
+        cpu_s: float | None = None,
+        problem: str | None = None,
+    ) -> EnergyReport:
+        """The report of the readings in `samples.jsonl`: of these GPUs, those of the attribution summed."""
         containers = frozenset(self._containers)
-        attribution = attribute(self._request, sampler.gpus, events, containers)
-        read = self._read(sampler.gpus, events)
+        read = self._read(metered, events)
         own = [device for device in read if device.uuid in attribution.gpus]
         evidence = validity.Evidence(tuple(windows), tuple(own), events, self._request.settings.placement, containers)
-        gpus = tuple(gpu for gpu in sampler.gpus if gpu.uuid in attribution.gpus)
-        calibrations = {gpu.uuid: calibration.load(gpu.uuid, gpu.driver) for gpu in sampler.gpus}
+        gpus = tuple(gpu for gpu in metered if gpu.uuid in attribution.gpus)
+        used = calibrations
 
         def accounted_for(window: Window) -> WindowEnergy:
-            parts = {device.uuid: _estimate(device, window, calibrations[device.uuid]) for device in read}
+            parts = {device.uuid: _estimate(device, window, used[device.uuid]) for device in read}
             return window_energy(window, parts, beside=parts.keys() - attribution.gpus)
 
         accounted = tuple(accounted_for(window) for window in windows)
@@ -146,6 +169,8 @@ class SampledGpuMeter(Meter):
             "calibration": {uuid: stored._asdict() for uuid, stored in calibrations.items() if stored is not None},
             "calibrations": [stored.trace() for stored in calibrations.values() if stored is not None],
             "drivers": _drivers(gpus),
+            "gpus": [gpu._asdict() for gpu in metered],
+            "domains": self._cpu.facts,
             "counter_period_ns": {device.uuid: device.ticks.period_ns if device.ticks else None for device in read},
             "counter_power_ratio": {uuid: ratio.value if ratio else None for uuid, ratio in ratios.items()},
             "sampler_cpu_s": cpu_s,
@@ -168,9 +193,7 @@ class SampledGpuMeter(Meter):
             measured=True,
             scope="module" if gpus and all(gpu.module for gpu in gpus) else "gpu_board",
             placement=self._request.settings.placement,
-            devices=tuple(
-                MeteredDevice(gpu.uuid, gpu.name, "gpu", gpu.uuid in attribution.gpus) for gpu in sampler.gpus
-            ),
+            devices=tuple(MeteredDevice(gpu.uuid, gpu.name, "gpu", gpu.uuid in attribution.gpus) for gpu in metered),
             windows=accounted,
             host=rapl.cpu_energy(windows, host) if host else None,
             gain_uncertainty_rel=self.gain_uncertainty_rel,
@@ -186,7 +209,7 @@ class SampledGpuMeter(Meter):
             if sample.device in samples:
                 samples[sample.device].append(sample)
         # A server was started before the meter: its memory is in use, and what was before it the runner has looked at.
-        leased = self._request.devices.kind == "cuda" and self._request.server is None
+        leased = self._request.devices.kind == self.kind and self._request.server is None
         devices: list[validity.DeviceEvidence] = []
         for gpu in gpus:
             of_gpu = tuple(event for event in events if event.get("device") == gpu.uuid)
@@ -224,8 +247,8 @@ class NvmlMeter(SampledGpuMeter):
     reads_machine: ClassVar[bool] = True
     steps_visibly: ClassVar[bool] = True
     gain_uncertainty_rel: ClassVar[float | None] = BOARD_GAIN_UNCERTAINTY_REL
+    kind: ClassVar[GpuKind] = "cuda"
     can_calibrate: ClassVar[bool] = True
-    leasable: ClassVar[bool] = True
 
     @staticmethod
     def obstacle() -> MeterError | None:
@@ -243,9 +266,10 @@ class NvmlMeter(SampledGpuMeter):
 
 
 class AmdSmiMeter(SampledGpuMeter):
-    """AMD GPUs through `amdsmi`. Only NVIDIA GPUs can be leased, so `auto` never chooses this meter."""
+    """AMD GPUs through `amdsmi`; `auto` opens it for ROCm devices. Never compared with hardware, which reports say."""
 
     name: ClassVar[str] = "amdsmi"
+    kind: ClassVar[GpuKind] = "rocm"
     notes: ClassVar[tuple[Note, ...]] = (
         Note("not_verified", "the meter amdsmi was never compared with hardware: cross-check it with `zeus`"),
     )
@@ -257,10 +281,8 @@ class AmdSmiMeter(SampledGpuMeter):
         if missing is not None:
             return missing
         try:
-            # Without its shared library amdsmi prints to standard output, and then fails with one of several errors.
-            with contextlib.redirect_stdout(io.StringIO()):
-                import_module("amdsmi")
-        except (OSError, KeyError, AttributeError) as problem:
+            amd_devices.library()
+        except amd_devices.UNLOADABLE as problem:
             return MeterError(
                 f"amdsmi cannot load libamd_smi.so ({problem})", fix="install ROCm's amd-smi-lib (`/opt/rocm/lib`)"
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from ctypes import byref
 from typing import NamedTuple
 
 import pynvml
@@ -17,6 +18,27 @@ from pytest_llem.energy.readings import GpuFacts
 
 MODULE_NAMES = ("GH200", "GB200", "GB300")
 """Modules of CPU and GPU, whose sensor may cover both (NVML documentation, `NVML_POWER_SCOPE_MODULE`)."""
+
+
+CLOCK_EVENTS = {
+    pynvml.nvmlClocksEventReasonGpuIdle: "gpu_idle",
+    pynvml.nvmlClocksEventReasonApplicationsClocksSetting: "applications_clocks_setting",
+    pynvml.nvmlClocksEventReasonSwPowerCap: "sw_power_cap",
+    pynvml.nvmlClocksEventReasonHwSlowdown: "hw_slowdown",
+    pynvml.nvmlClocksEventReasonSyncBoost: "sync_boost",
+    pynvml.nvmlClocksEventReasonSwThermalSlowdown: "sw_thermal_slowdown",
+    pynvml.nvmlClocksEventReasonHwThermalSlowdown: "hw_thermal_slowdown",
+    pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "hw_power_brake_slowdown",
+    pynvml.nvmlClocksEventReasonDisplayClockSetting: "display_clock_setting",
+}
+"""What holds a GPU's clocks down, by bit, under the names of NVML's constants."""
+
+POWER_PROFILES = {
+    value: name.removeprefix("NVML_POWER_PROFILE_").lower()
+    for name, value in vars(pynvml).items()
+    if name.startswith("NVML_POWER_PROFILE_") and "OPERATION" not in name and name != "NVML_POWER_PROFILE_MAX"
+}
+"""Workload power profiles by their number, under the names of NVML's constants; none with an old nvidia-ml-py."""
 
 
 class Gpu(NamedTuple):
@@ -78,6 +100,16 @@ def all_gpus() -> list[Gpu]:
         with suppress(pynvml.NVMLError):
             gpus += find([str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))], None)
     return gpus
+
+
+def active_profiles(handle: object) -> list[str]:
+    """The workload power profiles in force. Raises `NVMLError` where board, driver or nvidia-ml-py have none."""
+    if not POWER_PROFILES:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+    found = pynvml.c_nvmlWorkloadPowerProfileCurrentProfiles_v1_t()
+    pynvml.nvmlDeviceWorkloadPowerProfileGetCurrentProfiles(handle, byref(found))
+    mask = found.enforcedProfilesMask.mask
+    return [POWER_PROFILES.get(bit, str(bit)) for bit in range(32 * len(mask)) if mask[bit // 32] >> bit % 32 & 1]
 
 
 def compute_pids(handle: object) -> list[int] | None:

@@ -20,6 +20,7 @@ from pytest_llem.energy.calibration import Calibration, load
 from pytest_llem.energy.processes import listing
 from pytest_llem.energy.readings import GpuFacts, Sample, SampleWriter, SensorError, Source
 from pytest_llem.energy.ticks import TickTracker
+from pytest_llem.errors import JsonValue
 
 POWER_PERIOD_NS = 50_000_000
 """Chosen: half of the 100 ms at which A100 and H100 update their power (arXiv 2312.02741), so that none is missed."""
@@ -68,6 +69,7 @@ class GpuSource(Source):
         self._absent: set[str] = set()
         self._described = False
         self._throttled: list[int | None] = []
+        self._profiles: list[str] | None = None
         self._state_due_ns = 0
         self._processes_due_ns = 0
         self._error_code: int | None = None
@@ -137,18 +139,23 @@ class GpuSource(Source):
         if not self._described:
             self._described = True
             power = "none" if self.power_w is None else "average" if instant_mw is None else "instant"
-            writer.event(now, "sensor", device=self._uuid, counter=self._counts, power=power)
-        temperature = clock = utilisation = memory = None
+            default_mw = self._optional("default limit", pynvml.nvmlDeviceGetPowerManagementDefaultLimit)
+            default_w = default_mw / 1e3 if default_mw is not None else None
+            facts: dict[str, JsonValue] = {"counter": self._counts, "power": power, "default_limit_w": default_w}
+            writer.event(now, "sensor", device=self._uuid, **facts)
         throttled = [values.get(field) for field in _FIELDS[1:]]
         if throttled != self._throttled or now >= self._state_due_ns:
             self._throttled = throttled
             writer.event(now, "throttle", device=self._uuid, power_ns=throttled[0], thermal_ns=throttled[1])
+        sample = Sample(t_ns, self._uuid, self.power_w, value_mj, bracket_ns=bracket_ns)
         if now >= self._state_due_ns or value_mj is None:
             self._state_due_ns = now + STATE_PERIOD_NS
-            temperature, clock, utilisation, memory = self._state()
-        writer.sample(
-            Sample(t_ns, self._uuid, self.power_w, value_mj, temperature, clock, utilisation, memory, bracket_ns)
-        )
+            sample = sample._replace(**self._state())
+            profiles = self._beside("profiles", nvml_devices.active_profiles)
+            if profiles != self._profiles:
+                self._profiles = profiles
+                writer.event(now, "profiles", device=self._uuid, active=profiles)
+        writer.sample(sample)
 
     def _field_values(self) -> dict[int, int]:
         if "fields" in self._absent:
@@ -162,21 +169,39 @@ class GpuSource(Source):
             raise
         return {int(v.fieldId): _number(v) for v in values if v.nvmlReturn == pynvml.NVML_SUCCESS}
 
-    def _state(self) -> tuple[float | None, float | None, float | None, int | None]:
-        temperature = self._optional("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
-        clock = self._optional("clock", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM)
-        rates = self._optional("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
-        memory = self._optional("memory", pynvml.nvmlDeviceGetMemoryInfo)
-        return (
-            float(temperature) if temperature is not None else None,
-            float(clock) if clock is not None else None,
-            rates.gpu / 100 if rates is not None else None,
-            int(memory.used) if memory is not None else None,
-        )
+    def _state(self) -> dict[str, Any]:
+        """The fields of a sample that are read every half second."""
+        temperature = self._beside("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
+        clock = self._beside("clock", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM)
+        memory_clock = self._beside("memory clock", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_MEM)
+        rates = self._beside("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
+        memory = self._beside("memory", pynvml.nvmlDeviceGetMemoryInfo)
+        limit_mw = self._beside("limit", pynvml.nvmlDeviceGetEnforcedPowerLimit)
+        events = self._beside("clock events", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+        if events is None:  # a driver before 535 has the old name alone
+            events = self._beside("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+        return {
+            "temperature_c": float(temperature) if temperature is not None else None,
+            "sm_clock_mhz": float(clock) if clock is not None else None,
+            "utilisation": rates.gpu / 100 if rates is not None else None,
+            "memory_bytes": int(memory.used) if memory is not None else None,
+            "memory_clock_mhz": float(memory_clock) if memory_clock is not None else None,
+            "clock_events": int(events) if events is not None else None,
+            "power_limit_w": limit_mw / 1e3 if limit_mw is not None else None,
+        }
 
     def _read_processes(self, writer: SampleWriter) -> None:
         if "processes" not in self._absent and not write_processes(writer, self._handle, self._uuid, self._owners):
             self._absent.add("processes")
+
+    def _beside(self, what: str, function: Callable[..., Any], *more: object) -> Any:
+        """A reading beside energy and power: one that fails leaves a gap in itself, and none in the counter's steps."""
+        try:
+            return self._optional(what, function, *more)
+        except pynvml.NVMLError as problem:
+            if problem.value in _GONE:
+                raise
+            return None
 
     def _optional(self, what: str, function: Callable[..., Any], *more: object) -> Any:
         """The call's result; `None` from then on once the device reports that it has no such reading."""

@@ -101,6 +101,13 @@ class Meter(ABC):
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         """End reading and account the energy of every window."""
 
+    def account_again(self, report: EnergyReport, windows: Sequence[Window]) -> EnergyReport:
+        """Account other windows of the stored readings of a `report`, instead of `start` and `stop`."""
+        raise MeterError(
+            f"the meter {self.name} stores no readings from which another window could be accounted",
+            fix="measure with nvml, amdsmi, rapl or estimate",
+        )
+
     def power_w(self) -> float | None:
         """The latest power in watts, for settling and convergence; `None` without such a reading."""
         return None

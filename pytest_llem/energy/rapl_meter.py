@@ -15,13 +15,13 @@ from functools import cache
 from itertools import pairwise
 from math import hypot
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pytest_llem.energy import rapl_source
 from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, window_energy
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.energy.sampler_client import SamplerProcess
-from pytest_llem.errors import MeterError
+from pytest_llem.errors import JsonValue, MeterError
 from pytest_llem.job.measurement import CpuEnergy, EnergyReport, Measured, MeteredDevice, Window
 from pytest_llem.job.report import Note
 
@@ -148,6 +148,17 @@ class RaplEdges:
         self.domains = tuple(domains)
         self._readings: dict[str, list[rapl_source.RaplReading]] = {domain.id: [] for domain in domains}
 
+    @classmethod
+    def stored(cls, report: EnergyReport) -> RaplEdges:
+        """The domains of a report, which may be another machine's; what was read at its edges is gone."""
+        facts: Any = report.facts
+        return cls([rapl_source.Domain(*domain) for domain in facts["domains"]])
+
+    @property
+    def facts(self) -> list[JsonValue]:
+        """The domains, for a report."""
+        return [list(domain) for domain in self.domains]
+
     def mark(self) -> int:
         """Read every domain; returns the time of the edge."""
         begin = time.monotonic_ns()
@@ -214,13 +225,21 @@ class RaplMeter(Meter):
         self._edges.finish()
         problem = self._sampler.stop() if self._sampler is not None else "the meter was never started"
         self._sampler = None
+        return self._accounted(windows, problem)
+
+    def account_again(self, report: EnergyReport, windows: Sequence[Window]) -> EnergyReport:
+        """Account other windows of a report's readings: those of the sampler, ten a second."""
+        self._edges = RaplEdges.stored(report)
+        return self._accounted(windows, None)
+
+    def _accounted(self, windows: Sequence[Window], problem: str | None) -> EnergyReport:
         series = self._edges.series(self._request.samples_path)
         notes = [Note("whole_machine", "RAPL counts everything that ran on these processors, not this process alone")]
         read = [one.domain for one in series]
         for domain in self._edges.domains:
             if domain not in read:
                 notes.append(Note("dram_not_counted", f"{domain.id}: its counter never moves, and is left out"))
-        beside = [d.id for d in read] if self._request.devices.kind == "cuda" else []
+        beside = [d.id for d in read] if self._request.devices.on_gpu else []
         return EnergyReport(
             meter=self.name,
             measured=True,
@@ -231,6 +250,7 @@ class RaplMeter(Meter):
             host=cpu_energy(windows, series),
             notes=tuple(notes),
             invalid=(*((Note("sensor_gap", problem),) if problem else ()), *faults(windows, series)),
+            facts={"domains": self._edges.facts},
         )
 
 

@@ -24,6 +24,9 @@ UNITS: Mapping[str, str] = {
     "utilisation": "1 (share of time)",
     "memory_bytes": "B",
     "bracket_ns": "ns",
+    "memory_clock_mhz": "MHz",
+    "clock_events": "",
+    "power_limit_w": "W",
 }
 
 
@@ -31,7 +34,8 @@ class Sample(NamedTuple):
     """One reading of one device; `None` where the quantity was not read at that time.
 
     `t_ns` is CLOCK_MONOTONIC. A `counter_mj` with `bracket_ns` took this value within `t_ns` plus or minus
-    `bracket_ns`; without, it was read at `t_ns`. `utilisation` is a share from 0 to 1.
+    `bracket_ns`; without, it was read at `t_ns`. `utilisation` is a share from 0 to 1. `clock_events` is NVML's mask of
+    what holds the clocks down (`nvml_devices.CLOCK_EVENTS`), `power_limit_w` the limit that is in force.
     """
 
     t_ns: int
@@ -43,6 +47,9 @@ class Sample(NamedTuple):
     utilisation: float | None = None
     memory_bytes: int | None = None
     bracket_ns: int | None = None
+    memory_clock_mhz: float | None = None
+    clock_events: int | None = None
+    power_limit_w: float | None = None
 
 
 class GpuFacts(NamedTuple):
@@ -123,7 +130,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
 
 
 def read_sample_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events (`sensor`, `error`, `processes`, `throttle`, `clock`) in the order in which they were written."""
+    """The events (`sensor`, `error`, `processes`, `throttle`, `clock`, `profiles`) in the order of their writing."""
     for line in _lines(path):
         if "event" in line:
             yield line

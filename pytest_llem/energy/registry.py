@@ -6,7 +6,7 @@ stand in studies and must stay; a new meter is an entry in `SHIPPED` or an entry
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, cast
 
 from pytest_llem.errors import MeterError
+from pytest_llem.job.config import AskedKind, GpuKind
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.registered import registered
 
@@ -28,6 +29,8 @@ SHIPPED = {
     "codecarbon": "pytest_llem.energy.codecarbon_meter:CodeCarbonMeter",
     "estimate": "pytest_llem.energy.cpu_estimate_meter:EstimateMeter",
 }
+OF_GPUS: Mapping[str, tuple[GpuKind, str]] = {"nvml": ("cuda", "NVIDIA"), "amdsmi": ("rocm", "AMD")}
+"""Meters that read nothing but GPUs: of which kind, and whose."""
 ENTRY_POINT_GROUP = "pytest_llem.meters"
 
 
@@ -44,8 +47,9 @@ def open_meter(
 ) -> Meter | None:
     """The meter that the settings name, not yet started; `None` for `none`.
 
-    `auto` takes `nvml` for CUDA devices, else `rapl` where its counters are readable, else `estimate`. The processes of
-    `server` count as measured. Raises `MeterError` with the remedy for a name that is unknown or cannot work here.
+    `auto` takes `nvml` for CUDA devices, `amdsmi` for ROCm devices, else `rapl` where its counters are readable, else
+    `estimate`. The processes of `server` count as measured. Raises `MeterError` with the remedy for a name that is
+    unknown or cannot work here.
     """
     if settings.name == "none":
         return None
@@ -64,10 +68,21 @@ def meter_class(name: str, devices: DeviceSet) -> type[Meter]:
     """The meter of that name, `auto` included. Raises `MeterError` for an unknown name."""
     if name != "auto":
         return _load(name)
-    if devices.kind == "cuda":
-        return _load("nvml")
+    if devices.on_gpu:
+        return _load("nvml" if devices.kind == "cuda" else "amdsmi")
     rapl = _load("rapl")
     return rapl if rapl.obstacle() is None else _load("estimate")
+
+
+def require_meter_of(kind: AskedKind, name: str) -> None:
+    """Raise `MeterError` for a meter of GPUs where other devices are asked for: nothing computes on what it counts."""
+    read, maker = OF_GPUS.get(name, (kind, ""))
+    if kind not in ("auto", read):
+        raise MeterError(
+            f"device.kind {kind} cannot be combined with the meter {name}, which reads {maker} GPUs",
+            fix="leave the meter to be chosen (auto), or name " + ("rapl or estimate" if kind == "cpu" else "theirs"),
+            details={"meter": name},
+        )
 
 
 def obstacles() -> dict[str, MeterError | None]:

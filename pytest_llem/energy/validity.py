@@ -25,6 +25,9 @@ PLAUSIBLE_REL = 1.5
 IDLE_REL = 1.1
 """Chosen: settled idle power scatters by a few percent, and any work that is worth measuring adds more than a tenth."""
 
+POWER_CAP = 0x4
+"""Clock event of the power limit (NVML documentation, `nvmlClocksEventReasonSwPowerCap`)."""
+
 AVERAGED_NS = 1_000_000_000
 """A power reading may be a mean over the second before it (NVML documentation, `nvmlDeviceGetPowerUsage`)."""
 
@@ -225,10 +228,13 @@ def _throttled_share(device: DeviceEvidence, windows: Sequence[Window], key: str
 
 
 def _clock_spread(device: DeviceEvidence, windows: Sequence[Window]) -> float:
+    """Without the clocks that the power limit holds down: that is a condition, which repeats."""
     clocks = [
         sample.sm_clock_mhz
         for sample in device.samples
-        if sample.sm_clock_mhz is not None and any(w.start_ns < sample.t_ns < w.end_ns for w in windows)
+        if sample.sm_clock_mhz is not None
+        and not (sample.clock_events or 0) & POWER_CAP
+        and any(w.start_ns < sample.t_ns < w.end_ns for w in windows)
     ]
     return (max(clocks) - min(clocks)) / max(clocks) if clocks and max(clocks) > 0 else 0.0
 

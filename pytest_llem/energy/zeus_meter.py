@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 
 import pynvml
 
+from pytest_llem.energy import amd_devices
 from pytest_llem.energy.attribution import leased_gpus, server_elsewhere
 from pytest_llem.energy.protocol import (
     BOARD_GAIN_UNCERTAINTY_REL,
@@ -65,7 +67,8 @@ class ZeusMeter(Meter):
     def start(self) -> None:
         """Open the GPUs that Zeus finds, else the chip that it supports; with neither, the `MeterError` about GPUs."""
         try:
-            self._counters = _gpus({gpu.uuid for gpu in leased_gpus(self._request)})
+            amd = self._request.devices.uuids if self._request.devices.kind == "rocm" else ()
+            self._counters = _gpus({*amd, *(gpu.uuid for gpu in leased_gpus(self._request))})
         except MeterError:
             chip = _chip()
             if chip is None:
@@ -141,11 +144,14 @@ def _gpus(leased: Collection[str]) -> Counters:
 
 
 def _uuid(gpu: Any) -> str | None:
-    """The UUID of one of Zeus's NVIDIA GPUs; `None` for another maker's, which cannot be leased."""
-    try:
+    """The UUID of one of Zeus's NVIDIA or AMD GPUs; `None` for another maker's, which cannot be leased."""
+    with suppress(pynvml.NVMLError, AttributeError, TypeError, ctypes.ArgumentError):
         return str(pynvml.nvmlDeviceGetUUID(gpu.handle))
-    except (pynvml.NVMLError, AttributeError, TypeError, ctypes.ArgumentError):
-        return None
+    with suppress(*amd_devices.UNLOADABLE):
+        smi = amd_devices.library()
+        with suppress(smi.AmdSmiException):
+            return str(smi.amdsmi_get_gpu_device_uuid(gpu.handle))
+    return None
 
 
 def _chip() -> Counters | None:

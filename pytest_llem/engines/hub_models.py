@@ -225,6 +225,22 @@ def hub_keywords(config: ExperimentConfig, source: ModelSource, revision: str | 
     return {"trust_remote_code": config.trust_remote_code, "revision": revision, **offline}
 
 
+def require_build_for(devices: DeviceSet) -> None:
+    """Raise `EngineError` where torch was built for another maker's GPUs than were leased.
+
+    It knows both by the name `cuda`, and on a machine with both it would compute on a GPU that was not leased.
+    """
+    import torch
+
+    built_for = "rocm" if torch.version.hip else "cuda"
+    if devices.on_gpu and built_for != devices.kind:
+        raise EngineError(
+            f"GPUs of the kind {devices.kind} were leased, and torch is built for {built_for}",
+            fix=f"install a build of torch for {devices.kind}, or write device.kind: cpu to measure the CPU",
+            details={"torch": torch.__version__},
+        )
+
+
 def torch_environment() -> dict[str, JsonValue]:
     """Versions and switches of torch and its libraries that decide how fast the same model runs."""
     import torch

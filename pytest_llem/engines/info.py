@@ -6,11 +6,29 @@ packages register records, so new fields need a default, and none may be renamed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import DeviceKind
 
 REGISTERED = 1000
 """`order` of an engine that says nothing. Chosen: after all engines of this package."""
+
+PARALLEL_SIZES = (
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "tp_size", "pp_size", "dp_size",
+)  # fmt: skip
+"""Settings of an engine whose product is how many accelerators it takes."""
+
+
+def parallel_product(setting: Callable[[str], JsonValue]) -> int:
+    """The product of the parallel sizes that `setting` gives by name."""
+    needed = 1
+    for name in PARALLEL_SIZES:
+        size = setting(name)
+        if isinstance(size, int) and not isinstance(size, bool):
+            needed *= size
+    return needed
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,12 @@ class EngineInfo:
     """Pins its own torch or transformers, so that two such engines rarely fit in one environment."""
     verified: bool = True
     """Has run on the hardware that it needs. If not, `llem doctor` and each of its results say so."""
+    device_kinds: tuple[DeviceKind, ...] = ("cpu", "cuda", "rocm")
+    """The kinds of device that it can compute on: studies that ask for another do not start."""
+    one_build_per_kind: bool = False
+    """Computes on no other kind of device than it was built for."""
+    gpus_by_sizes: bool = False
+    """Uses as many GPUs as its parallel sizes ask for, and leaves others idle."""
     serves_over_http: bool = False
     """Is a client: the model, its devices and its memory belong to a server."""
     starts_server_with: tuple[str, ...] = ()
@@ -134,3 +158,12 @@ class EngineInfo:
     prefix_cache: PrefixCache | None = None
     """An engine without one keeps nothing from one request to the next, as far as is known."""
     server: ServerApi | None = None
+
+    def runs_on(self, kind: DeviceKind, build: str | None) -> bool:
+        """Whether it can, where the torch beside it was built for the kind `build`; true where that is not known.
+
+        Each build of torch computes on the CPU, of engines not each.
+        """
+        if build is None or build == kind or "torch" not in (*self.modules, *self.packages):
+            return True
+        return kind == "cpu" and not self.one_build_per_kind

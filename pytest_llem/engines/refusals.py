@@ -87,7 +87,7 @@ def unknown_setting(product: str, path: str, name: str, known: Collection[str]) 
 def require_devices(engine: str, sizes: Iterable[JsonValue], devices: DeviceSet) -> int:
     """How many devices the product of the parallel `sizes` needs; `EngineSettingError` when fewer GPUs are leased."""
     needed = math.prod(size for size in sizes if isinstance(size, int))
-    if devices.kind == "cuda" and needed > max(1, len(devices.uuids)):
+    if devices.on_gpu and needed > max(1, len(devices.uuids)):
         raise EngineSettingError(
             f"{engine}: the parallel sizes need {needed} devices, and {len(devices.uuids)} are leased",
             fix="lower the parallel sizes, or lease more devices",

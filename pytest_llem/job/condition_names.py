@@ -31,6 +31,8 @@ CONDITIONS = (
     "device_count",
     "device_models",
     "device_ids",
+    "cpus",
+    "numa_node",
     "power_limit_w",
     "driver_major",
     "cpu_model",

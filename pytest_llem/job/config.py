@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.job.gpu_setting import SETTING_NAMES, SettingName
 from pytest_llem.job.setting import (
     Dtype,
     Fraction,
@@ -28,7 +29,10 @@ from pytest_llem.job.setting import (
 )
 
 Weights = Literal["real", "dummy"]
-DeviceKind = Literal["cpu", "cuda"]
+GpuKind = Literal["cuda", "rocm"]
+DeviceKind = Literal["cpu", "cuda", "rocm"]
+AskedKind = Literal["auto", "cpu", "cuda", "rocm"]
+Default = Literal["default"]
 Phase = Literal["prefill", "decode"]
 SteadyRule = Literal["full", "ml_energy"]
 SYNTHETIC = "synthetic"
@@ -243,14 +247,44 @@ class MeasurementSettings:
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """Which of the machine's devices an experiment runs on."""
+    """Which of the machine's devices an experiment runs on, and how its GPUs are set while it does (docs/device.md).
 
-    gpus: tuple[NonNegativeInt | Name, ...] = setting(
-        (),
-        "GPUs to lease, by index in PCI order or UUID, as many as the engine needs; of a server that runs already, all "
-        "that it computes on. Without any the visible ones, or those that hold a process of the server.",
-        [[0], [0, 1]],
+    A setting of a GPU is made for the cycle and put back after it; `default` is the board's own, null leaves it alone.
+    """
+
+    kind: AskedKind = setting(
+        "auto", "Kind of device: NVIDIA GPUs are `cuda`, AMD's `rocm`; `auto` takes the visible GPUs, else the CPU."
     )
+    gpus: PositiveInt | tuple[NonNegativeInt | Name, ...] = setting(
+        (),
+        "GPUs to lease: how many of the visible ones, or which, by index in PCI order or UUID, as many as the engine "
+        "needs; of a server that runs already, all that it computes on. Without any as many visible ones as the engine "
+        "needs, or those that hold a process of the server.",
+        [2, [0], [0, 1]],
+    )
+    cpus: Name | None = setting(None, "CPUs that an experiment on the CPU may use; null is all.", ["0-3", "0,2,4-7"])
+    numa_node: NonNegativeInt | None = setting(
+        None, "NUMA node whose CPUs and memory an experiment on the CPU uses; null is any."
+    )
+    power_limit_w: PositiveFloat | Default | None = setting(None, "Power limit of each GPU in watts.", [400])
+    sm_clock_mhz: PositiveInt | Default | None = setting(None, "SM clock that each GPU is locked to, in MHz.", [1410])
+    memory_clock_mhz: PositiveInt | Default | None = setting(
+        None, "Memory clock that each GPU is locked to, in MHz.", [1593]
+    )
+    power_profile: Name | None = setting(
+        None, "Workload power profile of each GPU, where its board has such.", ["max_q", "llm_inference"]
+    )
+
+    @property
+    def named(self) -> tuple[int | str, ...]:
+        """The GPUs that are given by name."""
+        return self.gpus if isinstance(self.gpus, tuple) else ()
+
+    @property
+    def gpu_settings(self) -> dict[SettingName, float | str]:
+        """What the study asks of each GPU, by setting; empty where it leaves them alone."""
+        asked = {name: getattr(self, name) for name in SETTING_NAMES}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True)

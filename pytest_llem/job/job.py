@@ -15,6 +15,7 @@ from typing import Literal
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.config import DeviceKind, ExperimentConfig
 from pytest_llem.job.files import write_json
+from pytest_llem.job.gpu_setting import GpuSetting
 from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.job.redaction import name_secrets, redacted
 from pytest_llem.job.request import Texts
@@ -24,12 +25,23 @@ SCHEMA_VERSION = 1
 """Version of the files of a job directory; readers refuse a newer one."""
 
 
+AMD_NOT_VERIFIED = (
+    "measuring on AMD GPUs follows AMD's documentation and was never tried on hardware (docs/device.md, AMD GPUs)"
+)
+"""What the terminal says once per run, and each result."""
+
+
 @dataclass(frozen=True)
 class DeviceSet:
     """The accelerators leased to a cycle, by UUID in the order the engine sees them, or the CPU."""
 
     kind: DeviceKind
     uuids: tuple[str, ...] = ()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether these are GPUs, of whichever maker."""
+        return self.kind != "cpu"
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class Job:
     """`job.json`: everything that a worker needs to run one cycle, and nothing secret.
 
     `texts` are those of a data set that the worker cannot read: in a Parquet file, or of another package. `percentiles`
-    are those that the result states of each latency.
+    are those that the result states of each latency. `gpu_settings` holds what was set on the devices for it.
     """
 
     run_id: str
@@ -115,6 +127,7 @@ class Job:
     idle_reference: IdleReference | None = None
     texts: Texts | None = None
     percentiles: tuple[float, ...] = STANDARD
+    gpu_settings: tuple[GpuSetting, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -296,7 +296,8 @@ COLUMNS = (
     "run_id", "source_run", "study", "experiment", "config_hash", "cycle", "attempt", "created_at", "valid", "reasons",
     "warnings", "model", "engine", "engine_version", "dtype", "runner", "device_kind", "device_count", "meter",
     "measured", "scope", "uncertainty_j", "input_tokens", "output_tokens", "repeats", "measure_s", "accuracy_low",
-    "accuracy_high", "joules_per_correct_answer_uncertainty",
+    "accuracy_high", "joules_per_correct_answer_uncertainty", "gpu_power_limit_w", "gpu_sm_clock_mhz",
+    "gpu_memory_clock_mhz", "gpu_clock_events",
 )  # fmt: skip
 """Columns of every table beside the metrics, whose names no metric may have."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")

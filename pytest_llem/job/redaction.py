@@ -73,6 +73,11 @@ _KEY_OF_ONE = re.compile(rf"(?i)(?:^|[^A-Za-z0-9]){_WORDS}$")
 _LIKE_A_TOKEN = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=-]{8,}")
 """What RFC 6750 calls a b64token, with letters and digits: `<|im_start|>` and words are tokens of another kind."""
 
+_HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)([\"']?\s*[=:]\s*[\"']?)[^\s\"'][^\"'\n]*")
+"""A header of a command that holds a credential of any scheme (RFC 9110, 11.6; RFC 6265)."""
+
+_USER_AND_PASSWORD = re.compile(r"(?<=:)(?!\d+$).+", re.DOTALL)
+
 _QUANTITY = re.compile(r"[0-9.,]+(?:e[+-]?[0-9]+)?[A-Za-z/]*")
 _SHORTEST = 6
 """Chosen: replacing shorter values would tear up ordinary text, and no real credential is that short."""
@@ -159,10 +164,7 @@ def redact(text: str, values: Iterable[str] | None = None) -> str:
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command, each redacted, and whole where the option before it says what it is."""
-    return [
-        REDACTED if before.startswith("-") and _is_secret_entry(before, argument) else redact(argument)
-        for before, argument in zip(["", *arguments], arguments, strict=False)
-    ]
+    return [_redacted_after(before, argument) for before, argument in zip(["", *arguments], arguments, strict=False)]
 
 
 def redacted(value: JsonValue, values: Iterable[str] | None = None) -> JsonValue:
@@ -195,6 +197,14 @@ def redact_file(path: Path) -> None:
                 write_bytes(path, b"".join((stream.read(clean_bytes), *kept)), durable=False)
     except FileNotFoundError:
         return
+
+
+def _redacted_after(before: str, argument: str) -> str:
+    if before.startswith("-") and _is_secret_entry(before, argument):
+        return REDACTED
+    if before in ("-u", "--user", "-U", "--proxy-user"):  # as curl takes them
+        argument = _USER_AND_PASSWORD.sub(REDACTED, argument, count=1)
+    return redact(_HEADER.sub(rf"\1\2{REDACTED}", argument))
 
 
 def _hide(match: re.Match[str]) -> str:

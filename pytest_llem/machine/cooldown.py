@@ -14,6 +14,7 @@ from typing import Literal
 
 import pynvml
 
+from pytest_llem.energy import amd_devices
 from pytest_llem.energy.nvml_devices import by_uuid, nvml
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_json, slug, write_json
@@ -82,7 +83,7 @@ def cool_down(
     if setting != "auto":
         time.sleep(setting)
         return Cooldown(float(setting), "fixed")
-    if devices.kind != "cuda":
+    if not devices.on_gpu:
         return Cooldown(0.0, "not needed")
     if loaded:
         waited_s, settled = settle(lambda: _total_w(devices.uuids), limit_s)
@@ -92,7 +93,7 @@ def cool_down(
 
 def _record(first: Sequence[str], records: Mapping[str, Path], devices: DeviceSet) -> None:
     taken: dict[str, list[Reading]] = {name: [] for name in first}
-    if devices.kind == "cuda":
+    if devices.on_gpu:
         for _ in range(READINGS):
             for name, reading in read(first).items():
                 taken[name].append(reading)
@@ -139,7 +140,10 @@ def _above_idle(uuid: str, now: Reading, idle: Mapping[str, JsonValue]) -> str |
 
 
 def read(uuids: Sequence[str]) -> dict[str, Reading]:
-    """Power (the driver's one-second average) and temperature of each GPU; empty where NVML does not answer."""
+    """Power (NVML's one-second average) and temperature of each GPU; empty where the driver does not answer."""
+    if any(map(amd_devices.is_amd, uuids)):
+        with amd_devices.answering(uuids) as gpus:
+            return {gpu.uuid: Reading(gpu.power_w, gpu.temperature_c) for gpu in gpus}
     try:
         with nvml():
             return {uuid: _reading(by_uuid(uuid)) for uuid in uuids}

@@ -24,6 +24,7 @@ import psutil
 import pynvml
 
 from pytest_llem import __version__
+from pytest_llem.energy import amd_devices
 from pytest_llem.engines import engine_info, engines, model_files, starts_server
 from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.errors import JsonValue
@@ -42,6 +43,7 @@ PACKAGES = (
     "bitsandbytes",
     "numpy",
     "nvidia-ml-py",
+    "amdsmi",
     "zeus",
     "codecarbon",
     "ray",
@@ -67,7 +69,7 @@ def gather() -> dict[str, JsonValue]:
         "machine": platform.machine(),
         "cpu": _cpu(),
         "memory_total_bytes": psutil.virtual_memory().total,
-        "gpus": _gpus(),
+        "gpus": [*_nvidia_gpus(), *_amd_gpus()],
         "python": platform.python_version(),
         "python_implementation": sys.implementation.name,
         "pytest_llem": __version__,
@@ -86,11 +88,13 @@ def identity(
     device_count: int,
     meter: str,
     inputs: Mapping[str, JsonValue],
+    power_limit: float | str | None = None,
 ) -> dict[str, JsonValue]:
     """What must be equal for two energies to come from the same place: flat facts by name.
 
     `image` is the container image's digest where it is known, else its name; `meter` is the meter that was asked
-    for; `inputs` is what is known of local files and of the hub's cache (`input_facts`). From the environment:
+    for; `inputs` is what is known of local files and of the hub's cache (`input_facts`); `power_limit` is what the
+    experiment sets on its GPUs, whatever stood there when the environment was gathered. From the environment:
     the CPU's model, count and governor, each GPU's UUID, driver, power limit, ECC and MIG mode, and the versions of the
     engine's packages when it runs in that machine's Python (`local`, and `ray` without an image).
     """
@@ -111,6 +115,8 @@ def identity(
     for position, gpu in enumerate(gpus if isinstance(gpus, (list, tuple)) else ()):
         if isinstance(gpu, Mapping):
             facts.update({f"gpu{position}_{fact}": gpu.get(fact) for fact in GPU_IDENTITY})
+            if power_limit is not None:
+                facts[f"gpu{position}_power_limit_w"] = power_limit
     if (runner == "local" or (runner == "ray" and image is None)) and isinstance(packages, Mapping):
         facts.update({f"package_{name}": packages.get(name) for name in engine_info(engine).packages})
     return facts
@@ -199,7 +205,26 @@ def _read(path: str) -> str | None:
         return None
 
 
-def _gpus() -> JsonValue:
+def _amd_gpus() -> list[JsonValue]:
+    with amd_devices.answering() as gpus:
+        return [
+            {
+                "name": gpu.name,
+                "uuid": gpu.uuid,
+                "driver": gpu.driver,
+                "power_limit_w": gpu.power_cap_w,
+                "memory_total_bytes": gpu.total_bytes,
+                "max_clocks_mhz": {
+                    "graphics": gpu.clock_mhz("GFX", "max_clk"),
+                    "memory": gpu.clock_mhz("MEM", "max_clk"),
+                },
+                "partition": gpu.partition,
+            }
+            for gpu in gpus
+        ]
+
+
+def _nvidia_gpus() -> list[JsonValue]:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

@@ -61,8 +61,16 @@ def leases_are_off() -> bool:
 
 def lease_file(device: str) -> Path:
     """The lock file of a device."""
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in device)
-    return lease_dir() / f"{name}.lock"
+    return lease_dir() / f"{_file_name(device)}.lock"
+
+
+def settings_file(gpu: str) -> Path:
+    """What is known of a GPU's settings while they are another's: see `gpu_settings.record`."""
+    return lease_dir() / f"settings-{_file_name(gpu)}.json"
+
+
+def _file_name(device: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in device)
 
 
 def open_shared(path: Path, purpose: str) -> int:
@@ -107,7 +115,7 @@ def _make_shared(directory: Path, purpose: str) -> None:
 
 def _in_the_way(path: Path, what: str, purpose: str) -> DeviceError:
     with contextlib.suppress(OSError):
-        what = f"{what}; it is of the user {_user(path.lstat().st_uid)}"
+        what = f"{what}; it is of the user {user_name(path.lstat().st_uid)}"
     return DeviceError(
         f"{purpose}: {path}: {what}",
         fix=f"have it removed or made writable, name another directory in {LEASE_DIR_VARIABLE}, or set "
@@ -115,7 +123,8 @@ def _in_the_way(path: Path, what: str, purpose: str) -> DeviceError:
     )
 
 
-def _user(number: int) -> str:
+def user_name(number: int) -> str:
+    """The name of a user, or the number where there is none."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:
@@ -130,7 +139,7 @@ def who_locks(path: Path) -> tuple[int, str] | None:
             words = line.split()
             if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
                 pid = int(words[4])
-                return pid, f"process {pid} of the user {_user(Path(f'/proc/{pid}').stat().st_uid)}"
+                return pid, f"process {pid} of the user {user_name(Path(f'/proc/{pid}').stat().st_uid)}"
     return None
 
 

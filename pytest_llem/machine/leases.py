@@ -30,6 +30,7 @@ from pytest_llem.machine.lease_files import (
     lease_file,
     leases_are_off,
     open_device,
+    settings_file,
     try_lock,
     turns,
     who_locks,
@@ -73,7 +74,7 @@ class Lease:
     """A held lease of `devices`, released at the end of a `with` block at the latest.
 
     `descriptors`, for the measured process to inherit, and `names` are empty without leases (`LLEM_LEASE_DIR=none`).
-    `previous` is what each lease file said before.
+    `previous` is what each lease file said before; `restored` says whose settings of a GPU had to be put back first.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Lease:
         self.names = tuple(descriptors)
         self.descriptors = tuple(descriptors.values())
         self.previous = {name: facts for name, facts in previous.items() if name in descriptors}
+        self.restored: tuple[str, ...] = ()
         self._request = request
         self.occupied_by(pid=os.getpid())
 
@@ -133,7 +135,7 @@ def take_lease(
     Waits its turn while others hold them, telling `on_wait` for whom whenever that changes; `DeviceError` after
     `timeout_s` seconds, or when the lock files cannot be made.
     """
-    demand = Demand.exactly(wanted) if isinstance(wanted, DeviceSet) else wanted
+    demand = (Demand.exactly(wanted) if isinstance(wanted, DeviceSet) else wanted).whole()
     request = request or LeaseRequest()
     if leases_are_off():
         return Lease(demand.first(), {}, request, {})
@@ -143,6 +145,7 @@ def take_lease(
     try:
         if remove_containers is not None:
             _clean_up(lease.previous.values(), remove_containers)
+        lease.restored = _put_back_left(lease.devices.uuids)
     except BaseException:
         lease.release()
         raise
@@ -168,6 +171,15 @@ def remove_orphans(remove_containers: RemoveContainers) -> None:
 def _clean_up(left: Iterable[LeaseFacts], remove_containers: RemoveContainers) -> None:
     if any(facts.container and owner_is_gone(facts) for facts in left):
         remove_containers()
+
+
+def _put_back_left(uuids: Sequence[str]) -> tuple[str, ...]:
+    """Put back what a run has set on these GPUs whose guard was killed with it; `DeviceError` where that fails."""
+    if not any(settings_file(uuid).exists() for uuid in uuids):
+        return ()
+    from pytest_llem.machine.gpu_settings.change import restore_left  # needs NVML, and is hardly ever needed
+
+    return tuple(f"{record.gpu}: settings of {record}" for record in restore_left(uuids))
 
 
 def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: float, on_wait: OnWait | None) -> Lease:
@@ -237,7 +249,8 @@ def _close(held: Mapping[str, int]) -> None:
 
 def _wanted(names: Sequence[str], count: int) -> str:
     if len(names) == count:
-        return " and ".join(names)
+        gpus = len(names) - 1
+        return f"cpu and {gpus} GPU{'s' * (gpus > 1)} beside it" if gpus and "cpu" in names else " and ".join(names)
     return f"{count} of {len(names)} GPUs"
 
 

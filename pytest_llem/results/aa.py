@@ -34,6 +34,7 @@ from pytest_llem.results.state import now
 from pytest_llem.results.terminal import show, silent, table
 from pytest_llem.study.limits import FailIf, parse_fail_if
 from pytest_llem.study.loader import load_study
+from pytest_llem.study.written_optimize import refuse_race
 
 TRIALS = 4000
 """Chosen: the standard error of a simulated rate is at most 0.8 %."""
@@ -143,6 +144,7 @@ def aa(options: argparse.Namespace) -> int:
     if options.runs < MIN_RUNS:
         raise SettingsError(f"--runs {options.runs}: {MIN_RUNS} are needed at least", fix="use --runs 5")
     study = load_study(options.study)
+    refuse_race(study, "llem aa")
     paths = options.from_runs or measure_runs(options.study, options.runs, options.out, shlex.split(options.pytest))
     results = load_all(paths, silent).valid.of_study(study.name)
     if not results:
@@ -179,7 +181,7 @@ def aa(options: argparse.Namespace) -> int:
         show(json.dumps(encode(facts), indent=2))
     else:
         groups = Results(tuple(results)).by_experiment().values()
-        used = all(machine(common_conditions(group)) == kept.conditions for group in groups)
+        used = all(kept.covers(common_conditions(group)) for group in groups)
         who = "gates on this machine use it" if used else "no gate uses it, because the experiments' devices differ"
         notes = [f"kept in {path}: {who}"]
         if by_question is not None:

@@ -29,6 +29,7 @@ from pytest_llem.results.terminal import show
 from pytest_llem.study.experiments import Study
 from pytest_llem.study.limits import Comparison, parse_fail_if, parse_limit, usual_limit
 from pytest_llem.study.loader import load_study
+from pytest_llem.study.written_optimize import refuse_race
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def ab(options: argparse.Namespace) -> int:
     for side, study in zip((a, b), studies, strict=True):
         if study.execution.target_ci is not None:
             raise SettingsError(f"{side.study}: target_ci adds cycles to one side only", fix="remove it for llem ab")
+        refuse_race(study, "llem ab")
     ids = [[experiment.id for experiment in study.experiments] for study in studies]
     if set(ids[0]).isdisjoint(ids[1]):
         names = " and ".join(f"{side.study} has {', '.join(each[:3])}" for side, each in zip((a, b), ids, strict=True))

@@ -22,11 +22,12 @@ from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.derive import compare_work, derive_result, device_peaks, with_temperature_drift
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import refused
-from pytest_llem.results.requests_table import CLOCK, requests_table, write_parquet
+from pytest_llem.results.requests_table import CLOCK, requests_table, table_of, write_parquet
 from pytest_llem.results.resume import Reuse
 from pytest_llem.results.saturation import SATURATED
 from pytest_llem.results.schema import Result
 from pytest_llem.results.scored import score_cycle
+from pytest_llem.results.sections.device import derive_device
 from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.sections.thermal import derive_thermal
 from pytest_llem.results.state import CycleState, Holder, Outcome, StateName, begin, given, read_state, write_state
@@ -141,6 +142,7 @@ def _conclude(
             environment=environment,
             device_peak_bytes=device_peaks(job_dir.samples, measured),
             thermal=derive_thermal(job, measurement, job_dir.samples),
+            device=derive_device(job, measurement, job_dir.samples),
             scored=score_cycle(job.config.workload, job_dir),
         )
     except ValidationError as problem:  # an engine that counts below zero, for one
@@ -196,7 +198,11 @@ def _unexplained(directory: Path, state: CycleState) -> bool:
     return state.state == "crashed" and read_json(JobDir(directory).error).get("origin") == ABANDONED
 
 
-POWER_TYPES = {"t_ns": pa.int64(), "device": pa.string(), "memory_bytes": pa.int64(), "bracket_ns": pa.int64()}
+POWER_TYPES = {
+    "t_ns": pa.int64(),
+    "device": pa.string(),
+    **dict.fromkeys(("memory_bytes", "bracket_ns", "clock_events"), pa.int64()),
+}
 POWER_SCHEMA = pa.schema(
     [
         pa.field(name, POWER_TYPES.get(name, pa.float64()), metadata={"unit": UNITS[name]} if UNITS.get(name) else None)
@@ -213,10 +219,7 @@ def write_power(samples: Path, power: Path) -> None:
     if not rows:
         return
     try:
-        columns = [
-            pa.array(list(values), field.type)
-            for values, field in zip(zip(*rows, strict=True), POWER_SCHEMA, strict=True)
-        ]
+        table = table_of(rows, POWER_SCHEMA)
     except (ValueError, TypeError) as problem:
         raise StoreError(f"{samples}: {problem}") from None
-    write_parquet(power, pa.Table.from_arrays(columns, schema=POWER_SCHEMA))
+    write_parquet(power, table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.model import SweptAxis
@@ -32,6 +33,17 @@ class StudyAxes:
         if all(value is None for value in values):
             return {}
         return {axis.name: value for axis, value in zip(self.axes, values, strict=True)}
+
+    def place(self, point: Mapping[str, JsonValue]) -> list[int]:
+        """Where a point stands in the order of the sweep, whatever order it was run in.
+
+        One on which an axis has no effect stands where its values begin, an experiment without a point at the end.
+        """
+        return [of.get(repr(point.get(name)), -1 if point else len(of)) for name, of in self._places]
+
+    @cached_property
+    def _places(self) -> list[tuple[str, dict[str, int]]]:
+        return [(axis.name, {repr(value): place for place, value in enumerate(axis.values)}) for axis in self.axes]
 
     def tells_apart(self, experiment_ids: Iterable[str]) -> bool:
         """Whether the values on the axes alone name these experiments: if not, a table needs their ids as well."""
@@ -66,3 +78,8 @@ def joined(axes_of_runs: Iterable[Sequence[SweptAxis]]) -> tuple[SweptAxis, ...]
 def written(value: JsonValue) -> str:
     """A value as a cell of a table: `-` where an axis has no effect."""
     return "-" if value is None else value if isinstance(value, str) else text_of(value)
+
+
+def numbers(values: Iterable[JsonValue]) -> list[float]:
+    """The numbers among an axis' values, in order; `default` and other words are none."""
+    return sorted(value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool))

@@ -26,6 +26,6 @@ def report(options: argparse.Namespace) -> int:
 
 def export_results(options: argparse.Namespace) -> int:
     """`llem export`: write results in another tool's format."""
-    export(load_all(options.paths, counted), options.format, options.out)
+    export(load_all(options.paths, counted), options.format, options.out, dict(options.set))
     show(f"{options.out}")
     return 0

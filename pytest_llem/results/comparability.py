@@ -33,6 +33,7 @@ SCORED_ONLY = frozenset({QUESTIONS, "scorer"})
 """Conditions of metrics that count right answers."""
 SETTLED_BY_SETTINGS = ("dtype", "quantization", "load_shape", "cache", "arrivals_hash")
 """Conditions that follow from settings: they may differ where the same work is judged under changed settings."""
+POWER_LIMIT = "power_limit_w"
 SHOWN_SETTINGS = 5
 """Settings that a sentence names. Chosen: more than differ in most changes, and it stays readable."""
 Conditions = Mapping[str, JsonValue]
@@ -66,7 +67,9 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "device_count": len(result.runner.device_ids),
         "device_models": _sorted({str(gpu.get("name")) for gpu in gpus}),
         DEVICE_IDS: _sorted(result.runner.device_ids),
-        "power_limit_w": _sorted({str(gpu.get("power_limit_w")) for gpu in gpus}),
+        "cpus": _pinned(result, "cpus"),
+        "numa_node": _pinned(result, "numa_node"),
+        POWER_LIMIT: _sorted({str(gpu.get("power_limit_w")) for gpu in gpus}),
         "driver_major": next((str(gpu.get("driver")).split(".")[0] for gpu in gpus), None),
         "cpu_model": _text(cpu.get("model")) if isinstance(cpu, Mapping) else None,
         "meter": result.energy.meter,
@@ -167,7 +170,7 @@ def differences(
         if name == CALIBRATION and baseline.get(DEVICE_IDS) != current.get(DEVICE_IDS):
             continue  # other boards have other calibrations: their gains decide
         if name != DEVICE_IDS:
-            absent = "none" if name in ("cache", *SCORED_ONLY) else "unknown"
+            absent = "none" if name in ("cache", "cpus", "numa_node", *SCORED_ONLY) else "unknown"
             sides = short_hashes(" -> ".join(_shown(value, absent) for value in (before, now)))
             if name in SCORED_ONLY:
                 sides = f"{sides} (save the baseline again, or allow: [{name}])"
@@ -233,6 +236,17 @@ def written_settings(result: Result) -> dict[str, JsonValue]:
     }
 
 
+def settled_by_settings(before: Conditions, now: Conditions) -> tuple[str, ...]:
+    """The conditions that follow from flat settings where these differ."""
+    return (*SETTLED_BY_SETTINGS, *limit_set_otherwise(before, now))
+
+
+def limit_set_otherwise(before: Conditions, now: Conditions) -> tuple[str, ...]:
+    """The power limit, as a condition, where flat settings differ in it; else it is somebody else's doing."""
+    name = f"device.{POWER_LIMIT}"
+    return (POWER_LIMIT,) if before.get(name) != now.get(name) else ()
+
+
 def settings_differences(before: Conditions, now: Conditions) -> list[str]:
     """What differs between flat settings, `batch_size 4 -> 1`; names are their last part where that is unambiguous."""
     if not before:
@@ -257,6 +271,12 @@ def _gpus(result: Result) -> list[Mapping[str, JsonValue]]:
 def _calibrations(result: Result) -> JsonValue:
     leased = {device.id for device in result.energy.devices if device.leased}
     return _sorted(f"{c.id} {c.hash[:12]}" for c in result.energy.calibrations if c.device in leased) or None
+
+
+def _pinned(result: Result, name: str) -> str | None:
+    """What an experiment on the CPU is pinned to."""
+    device = result.experiment.config.get("device")
+    return _text(device.get(name)) if isinstance(device, Mapping) else None
 
 
 def _slo(result: Result) -> str | None:

@@ -14,7 +14,7 @@ from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.results.axes import StudyAxes, differing, joined, written
 from pytest_llem.results.comparability import MACHINE, common_conditions, flat_settings
 from pytest_llem.results.compare import headlines
-from pytest_llem.results.effects import Effect, effects
+from pytest_llem.results.effects import Effect, effects, meters
 from pytest_llem.results.manifest import StudyPlan, manifests_at
 from pytest_llem.results.metrics import is_energy, metric
 from pytest_llem.results.reading import Results
@@ -23,7 +23,9 @@ from pytest_llem.results.whole_runs import by_whole_run
 from pytest_llem.study.model import SweptAxis
 
 UNEXPECTED = (*MACHINE, "meter", "scope")
-"""Conditions that no setting is meant to change, and that change what a ratio says."""
+"""Conditions that few settings are meant to change, and that change what a ratio says."""
+MEANT = {"device.kind": MACHINE[:-1], "device.gpus": ("device_count",)}
+"""Those that an axis is there to change."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def by_axis(
         of_study = [
             effect for each in dict.fromkeys(shown) for effect in effects(valid, axes, axis, each, reference=against)
         ]
-        found.append(StudyEffects(study, axis, tuple(of_study), tuple(_notes(valid, axis, of_study))))
+        found.append(StudyEffects(study, axis, tuple(of_study), tuple(_notes(valid, axis, of_study, axes))))
     if not found:
         raise SettingsError(f"{path}: no axis {name!r}", fix=_fix(placed))
     if not any(effect.pairs for each in found for effect in each.effects):
@@ -74,6 +76,11 @@ def by_axis(
             raise SettingsError(
                 f"{path}: nothing to compare: no valid cycle has {' or '.join(metrics)}",
                 fix="docs/metrics.md says when it is null; name another metric",
+            )
+        if any(effect.apart for each in found for effect in each.effects):
+            raise SettingsError(
+                f"{path}: nothing to compare: joules of other meters, or of other parts of the machine, have no ratio",
+                fix="name a metric that is no energy (--metric output_tokens_per_s)",
             )
         raise SettingsError(
             f"{path}: nothing to compare: no two experiments with valid cycles differ in {name} alone",
@@ -111,7 +118,7 @@ def _cells(effect: Effect) -> tuple[str, ...]:
         f"{_ratio(effect.ci_low)} .. {_ratio(effect.ci_high)}" if bounds else "-",
         str(effect.pairs),
         f"{_ratio(min(ratios))} .. {_ratio(max(ratios))}" if len(ratios) > 1 else "-",
-        effect.status if effect.pairs else "",
+        effect.status if effect.pairs else "not judged: other meters" if effect.apart else "",
     )
 
 
@@ -119,7 +126,7 @@ def _ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.3f}" if 0.1 <= ratio < 10 else significant(ratio)
 
 
-def _notes(valid: Results, axis: SweptAxis, found: Sequence[Effect]) -> Iterator[str]:
+def _notes(valid: Results, axis: SweptAxis, found: Sequence[Effect], axes: StudyAxes) -> Iterator[str]:
     """What the ratios are of, what was left out, and what makes them say less."""
     yield f"pairs differ in {axis.title} alone, within one run; ratios are of these pairs only"
     for effect in found:
@@ -132,22 +139,32 @@ def _notes(valid: Results, axis: SweptAxis, found: Sequence[Effect]) -> Iterator
     alone = {written(effect.value): effect.unpaired for effect in found if effect.unpaired}
     for value, count in alone.items():
         yield f"{value}: left out {count} point{'s' * (count > 1)} without a partner (not measured or not valid)"
+    for name in dict.fromkeys(effect.metric for effect in found if effect.apart):
+        of_meters = "; ".join(sorted(meters(name, valid)))
+        yield (
+            f"{name}: joules of other meters, or of other parts of the machine, are not judged against one another: "
+            f"{of_meters}"
+        )
     if any(effect.pairs and effect.ci_low is None for effect in found):
         yield "-: a single pair of single cycles has no interval: measure more cycles (execution.cycles)"
-    meters = sorted({result.energy.meter for result in valid if not result.energy.measured})
-    if meters and any(is_energy(effect.metric) for effect in found):
-        yield f"energy NOT measured ({', '.join(meters)}): what that may err by is in no interval"
+    guessed = sorted({result.energy.meter for result in valid if not result.energy.measured})
+    if guessed and any(effect.pairs and is_energy(effect.metric) for effect in found):
+        yield f"energy NOT measured ({', '.join(guessed)}): what that may err by is in no interval"
     conditions = [common_conditions(group.items) for group in valid.by_experiment().values()]
+    swept = {name for each in axes.axes for name in (each.name, each.title, each.name.rpartition(".")[2])}
+    swept |= {name for each in axes.axes for name in MEANT.get(each.name, ())}
+    if any(effect.apart for effect in found):
+        swept |= {"meter", "scope"}  # as said
     for name in UNEXPECTED:
         values = dict.fromkeys(_text(each.get(name)) for each in conditions)
-        if len(values) > 1 and name not in (axis.name, axis.title):
+        if len(values) > 1 and name not in swept:
             yield f"not all experiments have the same {name}: {'; '.join(values)}"
 
 
 def _text(value: JsonValue) -> str:
-    return (
-        ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "unknown" if value is None else str(value)
-    )
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)
 
 
 def plans_at(path: Path) -> list[tuple[str, StudyPlan]]:

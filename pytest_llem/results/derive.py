@@ -23,7 +23,7 @@ from pytest_llem.job.report import Note, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.environment import fingerprint, identity, input_facts
 from pytest_llem.results.comparability import output_lengths_determined
-from pytest_llem.results.energy_schema import ThermalSection
+from pytest_llem.results.energy_schema import DeviceSection, ThermalSection
 from pytest_llem.results.notes import answer_notes, invalid_reasons, reset_and_work_s, warnings
 from pytest_llem.results.performance_schema import Throughput
 from pytest_llem.results.schema import (
@@ -41,11 +41,13 @@ from pytest_llem.results.schema import (
 from pytest_llem.results.scored import Scored
 from pytest_llem.results.sections.compute import derive_compute
 from pytest_llem.results.sections.cpu import derive_cpu
+from pytest_llem.results.sections.device import device_reasons, with_power_limits
 from pytest_llem.results.sections.energy import (
     DECODE,
     MEASURE,
     PREFILL,
     Work,
+    added,
     derive_energy,
     derive_steady_state,
     ratio,
@@ -67,14 +69,18 @@ def derive_result(
     environment: Mapping[str, JsonValue],
     device_peak_bytes: Mapping[str, int] | None = None,
     thermal: ThermalSection | None = None,
+    device: DeviceSection | None = None,
     scored: Scored | None = None,
 ) -> Result:
     """The result of one cycle.
 
-    `environment` is what `environment.gather` found; `device_peak_bytes` and `thermal` are what `device_peaks` and
-    `derive_thermal` did in a sampler's readings, and `scored` what `score_cycle` made of the answers.
+    `environment` is what `environment.gather` found; `device_peak_bytes`, `thermal` and `device` are what
+    `device_peaks`, `derive_thermal` and `derive_device` did in a sampler's readings, and `scored` what `score_cycle`
+    made of the answers.
     """
     thermal = thermal or ThermalSection(mode=job.config.measurement.warmup.thermal)
+    device = device or DeviceSection(kind=job.devices.kind)
+    environment = with_power_limits(environment, device)
     unsettled = tuple(thermal_notes(thermal, measurement.energy))
     settled_is_asked = thermal.mode == "settled"
     good = [request for request in measurement.requests if request.error is None]
@@ -104,7 +110,11 @@ def derive_result(
     )
     at_a_time = run.facts.get("concurrent_workers")
     energy = derive_energy(measurement.energy, work, shared_host=isinstance(at_a_time, int) and at_a_time > 1)
-    reasons = (*invalid_reasons(job, measurement, energy), *(unsettled if settled_is_asked else ()))
+    reasons = (
+        *invalid_reasons(job, measurement, energy),
+        *device_reasons(device),
+        *(unsettled if settled_is_asked else ()),
+    )
     facts = identity(
         environment,
         engine=job.config.engine,
@@ -114,6 +124,7 @@ def derive_result(
         device_count=len(job.devices.uuids),
         meter=job.meter.name,
         inputs=input_facts(job.config) if run.inputs is None else run.inputs,
+        power_limit=job.config.device.power_limit_w,
     )
     return Result(
         schema_version=RESULT_VERSION,
@@ -121,18 +132,18 @@ def derive_result(
         run_id=job.run_id,
         source_run=None,
         created_at=now(),
-        measured_from=_time_of_day(measurement, measured[0].start_ns if measured else None),
-        measured_to=_time_of_day(measurement, measured[-1].end_ns if measured else None),
+        measured_from=time_of_day(measurement.clock, measured[0].start_ns if measured else None),
+        measured_to=time_of_day(measurement.clock, measured[-1].end_ns if measured else None),
         study=study,
-        experiment=ExperimentSection(id=job.experiment_id, config_hash=job.config_hash, config=_json(job.config)),
+        experiment=ExperimentSection(id=job.experiment_id, config_hash=job.config_hash, config=as_json(job.config)),
         cycle=job.cycle,
         attempt=job.attempt,
         engine=EngineSection(
             name=measurement.engine.name,
             version=measurement.engine.version,
-            effective=_json(measurement.engine.effective),
+            effective=as_json(measurement.engine.effective),
             cache_reset=measurement.engine.cache_reset,
-            statistics=_json(measurement.engine.statistics),
+            statistics=as_json(measurement.engine.statistics),
             token_times=measurement.engine.capabilities.token_times,
             separable_phases=measurement.engine.capabilities.separable_phases,
         ),
@@ -145,16 +156,17 @@ def derive_result(
             image_digest=run.image_digest,
             device_kind=job.devices.kind,
             device_ids=job.devices.uuids,
-            facts=_json(run.facts),
+            facts=as_json(run.facts),
         ),
         workload=derive_workload(measurement),
         validity=ValiditySection(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
         energy=energy,
         thermal=thermal,
+        device=device,
         tokens=tokens,
         throughput=Throughput(
             output_tokens_per_s=ratio(tokens.output, duration_s),
-            total_tokens_per_s=ratio(tokens.input + tokens.output, duration_s),
+            total_tokens_per_s=ratio(added(tokens.input, tokens.output), duration_s),
             requests_per_s=ratio(len(good), duration_s),
             duration_s=duration_s,
         ),
@@ -178,9 +190,9 @@ def derive_result(
         timing=_timing(measurement),
         environment=Environment(
             fingerprint=fingerprint(facts),
-            comparable=_json(facts),
-            host=_json(environment),
-            worker=_json(measurement.environment),
+            comparable=as_json(facts),
+            host=as_json(environment),
+            worker=as_json(measurement.environment),
         ),
         warnings=(
             *warnings(job, measurement, run),
@@ -190,16 +202,24 @@ def derive_result(
     )
 
 
-def _time_of_day(measurement: Measurement, monotonic_ns: int | None) -> str | None:
+def time_of_day(clock: Mapping[str, JsonValue], monotonic_ns: int | None) -> str | None:
     """A time of the worker's monotonic clock as ISO 8601 in UTC; `None` where its clocks are not known."""
-    match measurement.clock:
-        case {"realtime_ns": int(realtime_ns), "monotonic_ns": int(read_ns)} if monotonic_ns is not None:
-            seconds = (realtime_ns - read_ns + monotonic_ns) / 1e9
-            return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
+    offset_ns = realtime_offset_ns(clock)
+    if offset_ns is None or monotonic_ns is None:
+        return None
+    return datetime.fromtimestamp((offset_ns + monotonic_ns) / 1e9, timezone.utc).isoformat(timespec="microseconds")
+
+
+def realtime_offset_ns(clock: Mapping[str, JsonValue]) -> int | None:
+    """What to add to a measurement's monotonic clock to get the time of day; `None` where its clocks are not known."""
+    match clock:
+        case {"realtime_ns": int(realtime_ns), "monotonic_ns": int(read_ns)}:
+            return realtime_ns - read_ns
     return None
 
 
-def _json(value: object) -> dict[str, PydanticJson]:
+def as_json(value: object) -> dict[str, PydanticJson]:
+    """A mapping or dataclass as a result has it."""
     return cast("dict[str, PydanticJson]", encode(value))
 
 

@@ -22,7 +22,7 @@ Method
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Literal
@@ -84,7 +84,8 @@ class Effect:
     """One value of an axis against the reference value in one metric.
 
     `ratio` is the geometric mean over the `pairs`, `None` without any, with its 95 % interval, `None` where neither
-    cycles nor pairs tell how far to trust it. `unpaired` counts the measured points of either value without a partner.
+    cycles nor pairs tell how far to trust it. `unpaired` counts the measured points of either value without a partner,
+    `apart` those whose partner has joules of another meter, or of other parts of the machine: no ratio says anything.
     """
 
     axis: str
@@ -98,6 +99,7 @@ class Effect:
     metric: str
     study: str = ""
     unpaired: int = 0
+    apart: int = 0
     each: tuple[Pair, ...] = ()
 
 
@@ -110,16 +112,17 @@ def effects(
     """
     measure = metric(metric_name)
     against = axis.values[0] if reference is None else reference
-    points = _points(results.valid, axes, axis, measure)
-    base = points.get(repr(against), {})
+    measured = points(results.valid, axes, [axis.name], measure)
+    base = measured.get(repr((against,)), {})
     order = {experiment_id: place for place, experiment_id in enumerate(axes.points)}
     found = []
     for value in axis.values:
         if repr(value) == repr(against):
             continue
-        other = points.get(repr(value), {})
+        other = measured.get(repr((value,)), {})
         shared = [key for key in base if key in other]
-        both = sorted(shared, key=lambda key: (key[0], order[base[key][0].experiment.id]))
+        alike = [key for key in shared if len(meters(measure.name, [*base[key], *other[key]])) <= 1]
+        both = sorted(alike, key=lambda key: (key[0], order[base[key][0].experiment.id]))
         ratios = [log_of_pair(measure, base[key], other[key]) for key in both]
         each = [
             _pair(base[key][0].run_id, axes.point(base[key][0].experiment.id), axis, ratio)
@@ -138,7 +141,8 @@ def effects(
                 status=direction(low, high),
                 metric=measure.name,
                 study=results[0].study if results else "",
-                unpaired=len({*base, *other}) - len(both),
+                unpaired=len({*base, *other}) - len(shared),
+                apart=len(shared) - len(both),
                 each=tuple(each),
             )
         )
@@ -191,19 +195,24 @@ def log_of_pair(measure: Metric, before: Sequence[Result], now: Sequence[Result]
     return LogRatio(*log_ratio(old, new, correlated=shared), bound)
 
 
-def _points(
-    results: Results, axes: StudyAxes, axis: SweptAxis, measure: Metric
+def meters(measure: str, results: Iterable[Result]) -> set[str]:
+    """What a metric's joules are of, meter and scope; empty for metrics without energy."""
+    return {f"{each.energy.meter} ({each.energy.scope})" for each in results} if is_energy(measure) else set()
+
+
+def points(
+    results: Results, axes: StudyAxes, names: Sequence[str], measure: Metric
 ) -> dict[str, dict[tuple[str, str], list[Result]]]:
-    """The usable cycles by value of the axis, then by run and the values on the other axes.
+    """The usable cycles by their values on the axes of these names, then by run and the values on the other axes.
 
     A point that several experiments of a run lie on is left out: nothing says which of them is meant.
     """
     found: dict[str, dict[tuple[str, str], list[Result]]] = {}
     for result in results:
         point = axes.point(result.experiment.id)
-        value = point.pop(axis.name, None)
-        if value is not None and (measure.of(result) or 0) > 0:
-            found.setdefault(repr(value), {}).setdefault((result.run_id, repr(point)), []).append(result)
+        values = tuple(point.pop(name, None) for name in names)
+        if None not in values and (measure.of(result) or 0) > 0:
+            found.setdefault(repr(values), {}).setdefault((result.run_id, repr(point)), []).append(result)
     return {
         value: {key: group for key, group in of_value.items() if len({each.experiment.id for each in group}) == 1}
         for value, of_value in found.items()

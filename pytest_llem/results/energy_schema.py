@@ -1,6 +1,6 @@
-"""The sections `energy` and `thermal` of a result, as `schema` publishes them, and how each section describes a field.
+"""The sections `energy`, `thermal` and `device` of a result, as `schema` publishes them, and how a field is described.
 
-`sections.energy` and `sections.thermal` build them. Fields may be added; what was not measured is `null`.
+The modules of these names in `sections` build them. Fields may be added; what was not measured is `null`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from pytest_llem.job.gpu_setting import SettingName
 from pytest_llem.job.measurement import AccountedWindow, CpuEnergy
 
 Count = Annotated[int, Field(ge=0)]
@@ -155,3 +156,61 @@ class ThermalSection:
         default=None, metadata=about("Idle power right after the load, while the die is still hot.")
     )
     hot_idle_power_uncertainty_w: float | None = field(default=None, metadata=about("k=2."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSettingSection:
+    """One setting of one GPU: what was asked, what the driver made of it, and what the readings show."""
+
+    name: SettingName
+    requested: float | str = field(metadata=about("What the study asks for; `default` is the board's own."))
+    previous: float | str | None = field(
+        default=None, metadata=about("What the driver read before it was set; null where it has no such reading.")
+    )
+    applied: float | str | None = field(default=None, metadata=about("What the driver read after it was set."))
+    observed: float | str | None = field(
+        default=None,
+        metadata=about(
+            "Over the measure windows: mean power under a limit, the median of a clock, active profiles; null unread."
+        ),
+    )
+    observed_low: float | None = field(default=None, metadata=about("Least reading of it, of power or the clock."))
+    observed_high: float | None = field(default=None, metadata=about("Greatest reading of it."))
+    held: bool | None = field(
+        default=None,
+        metadata=about("Whether the readings agree with what was asked; null where none can show it."),
+    )
+    reached: bool | None = field(
+        default=None,
+        metadata=about("Whether the load came to its power limit; one that it does not reach changes nothing."),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuStateSection:
+    """How one leased GPU was set over the measure windows, by its readings."""
+
+    id: str
+    power_limits_w: tuple[float, ...] = field(
+        default=(), metadata=about("Limits in force, in order: more than one where it was changed meanwhile.")
+    )
+    sm_clock_mhz: float | None = field(default=None, metadata=about("Median under load."))
+    memory_clock_mhz: float | None = field(default=None, metadata=about("Median under load."))
+    clock_events: dict[str, float] = field(
+        default_factory=dict,
+        metadata=about("What held the clocks down, by NVML's names of its reasons, as a share of the readings."),
+    )
+    power_profiles: tuple[str, ...] | None = field(
+        default=None, metadata=about("Workload power profiles in force; null where the board has none.")
+    )
+    settings: tuple[GpuSettingSection, ...] = field(default=(), metadata=about("Those that the study asks for."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSection:
+    """The device that the experiment ran on, and how it was set meanwhile."""
+
+    kind: str | None = field(default=None, metadata=about("cpu, cuda or rocm; null in results of older versions."))
+    cpus: str | None = field(default=None, metadata=about("CPUs that the study allows; null is all."))
+    numa_node: int | None = field(default=None, metadata=about("NUMA node that the study asks for."))
+    gpus: tuple[GpuStateSection, ...] = field(default=(), metadata=about("Those that were leased."))

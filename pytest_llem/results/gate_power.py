@@ -33,6 +33,8 @@ from pytest_llem.results.terminal import counted, show, table
 CYCLES = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
 TRIALS = 4000
 """Chosen: the standard error of a share is at most 0.8 %."""
+MOST_RUNS = 100
+"""Chosen: more runs in a baseline change no share that is shown, and take minutes to simulate."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class GateSetting:
                 f"a regression of {self.regression:.3g} does not lie beyond a limit of {self.limit:.3g}",
                 fix="ask for a regression above a positive limit: below it a gate does not fail by design",
             )
-        if self.baseline_runs < 1:
-            raise SettingsError("a gate needs a baseline run", fix="use 1 or more")
+        if not 1 <= self.baseline_runs <= MOST_RUNS:
+            raise SettingsError(f"a baseline is 1 to {MOST_RUNS} runs, not {self.baseline_runs}", fix="use 3 to 10")
 
 
 @dataclass(frozen=True)
@@ -299,8 +301,10 @@ def gate_power(options: argparse.Namespace) -> int:
         known=known,
         questions_rel=questions,
     )
-    powers = [power(setting, cycles) for cycles in counted(CYCLES, "simulating cycles")]
     wanted = share(options.power)
+    if not 0 < wanted < 1:
+        raise SettingsError(f"no gate finds a regression in {options.power} of runs", fix="write for example 95%")
+    powers = [power(setting, cycles) for cycles in counted(CYCLES, "simulating cycles")]
     first = first_day(setting, powers, wanted)
     if options.format == "json":
         facts = {

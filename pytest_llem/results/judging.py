@@ -15,12 +15,14 @@ from pytest_llem.job.metric_names import ACCURACY, MAX_RATE, SLO_MET_SHARE
 from pytest_llem.results.baselines import Baseline, BaselineExperiment, BaselineLevel, BaselineRun
 from pytest_llem.results.comparability import (
     MODEL,
-    SETTLED_BY_SETTINGS,
     common_conditions,
     differences,
+    flat_settings,
+    limit_set_otherwise,
     mixed_scores,
     mixture,
     settings_differences,
+    settled_by_settings,
     short_hashes,
 )
 from pytest_llem.results.gate_report import BaselineNamed, GateReport, GateRow
@@ -121,7 +123,8 @@ def judge_comparison(
     elif reference.config_hash != of[2]:
         changed = settings_differences(reference.settings, now.settings) if now is not None else []
         if comparison.match == "id":
-            comparison = replace(comparison, allow=(*comparison.allow, *SETTLED_BY_SETTINGS))
+            follow = settled_by_settings(reference.settings, now.settings if now is not None else {})
+            comparison = replace(comparison, allow=(*comparison.allow, *follow))
         else:
             problem = problem or "; ".join(changed)
     meant = MEANT if changed and problem == "; ".join(changed) and not baseline.grows else ""
@@ -320,7 +323,8 @@ def judge_in_turn(
         gains = before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel
         before_all = centre(firsts if hopeless is None else [a for a, _ in both if a is not None])
         relative = limit.relative_to(before_all or 1.0)
-        allow = {*SIDES, *comparison.allow}
+        set_otherwise = limit_set_otherwise(flat_settings(before[0]), flat_settings(now[0]))
+        allow = {*SIDES, *comparison.allow, *set_otherwise}
         scored = [at for at in cycles if all((of := side[at].quality) and of.scores for side in (old, new))]
         scores = [[of.scores for at in scored if (of := side[at].quality)] for side in (old, new)]
         problem = unpaired(scores[:1], scores[1]) if measure.quality else ""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -16,8 +17,11 @@ MANIFEST = "run.json"
 STATE = "state.json"
 RESULT = "result.json"
 SEARCH = "search.json"
+OPTIMIZE = "optimize.json"
 CONFIRM = "confirm"
 """The directory in an experiment's with the cycles that were measured because a gate failed (`execution.confirm`)."""
+STUDIES = "studies"
+"""The directory of a package of `llem publish` that has the studies."""
 HASH_LENGTH = 8
 """Chosen: 32 bits distinguish the configurations of a study, and the name stays readable."""
 
@@ -103,6 +107,11 @@ def runs_at(path: Path) -> list[Path]:
     return [root] if (root / MANIFEST).exists() else run_directories(root)
 
 
+def new_run_id() -> str:
+    """The id of a run that begins now."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
 def started_at(run_id: str) -> str | None:
     """When a run began, ISO 8601, by the time that its id begins with; `None` for an id of another form."""
     try:
@@ -115,3 +124,13 @@ def started_at(run_id: str) -> str | None:
 def repeatability_file(study: str, directory: Path) -> Path:
     """Where a study's repeatability lies among the baselines."""
     return directory / f"{slug(study)}.aa.json"
+
+
+def registration_file(study: Path) -> Path:
+    """Where the registration of a study's file lies: beside it."""
+    return study.with_name(f"{study.stem}.registration.json")
+
+
+def study_in_package(study: str) -> str:
+    """Where a package of `llem publish` has a study's file, relative to the package."""
+    return f"{STUDIES}/{slug(study)}.yaml"

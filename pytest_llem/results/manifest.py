@@ -17,8 +17,10 @@ from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode, read_versioned
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.layout import MANIFEST, CycleKey, confirming_directories, cycle_directories, runs_at
+from pytest_llem.results.registration import Registration
 from pytest_llem.results.state import Holder, StateName, now, read_state
 from pytest_llem.study.model import SourceText, SweptAxis
+from pytest_llem.study.report_settings import ReportSettings
 
 RunState = Literal["running", "interrupted", "stopped", "failed", "complete", "unfinished"]
 """`stopped` came to its end with planned cycles that were not begun (`-x`, skipped by another plugin); `failed` has
@@ -48,11 +50,14 @@ class SkippedPoint:
 class StudyPlan:
     """A study of the run: its file, its content's hash, its order and its items.
 
-    `required_cycles` is how many cycles the study asks for per experiment; those beyond are optional (`target_ci`).
+    `required_cycles` is how many cycles the study asks for per experiment; those beyond are optional (`target_ci`,
+    or a race, which gives that many to all of its settings).
     `points` holds, by the id of an experiment, its value on each of the `axes` of the sweep, `None` where it has none;
     `settings` names what else experiments differ in.
     `text` is the file as it was read, `None` if it was too large to keep, and `bases` are the files below it. Secrets
-    are redacted, so that `file_sha256`, that of the file itself, may be another than that of the text.
+    are redacted, so that `file_sha256`, that of the file itself, may be another than that of the text. `registration`
+    is what lies beside the file (`llem preregister`); with one, `protocol` is how the study is run and judged.
+    `optimize` says what its settings raced for, where they did.
     """
 
     name: str
@@ -70,6 +75,10 @@ class StudyPlan:
     file_sha256: str | None = None
     bases: tuple[SourceText, ...] = ()
     settings: tuple[str, ...] = ()
+    report: ReportSettings = field(default_factory=ReportSettings)
+    protocol: Mapping[str, JsonValue] = field(default_factory=dict)
+    registration: Registration | None = None
+    optimize: str | None = None
 
     def cycle_keys(self) -> list[CycleKey]:
         """The planned cycles as keys."""

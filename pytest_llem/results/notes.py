@@ -10,7 +10,7 @@ from typing import cast
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import Thresholds
-from pytest_llem.job.job import Job
+from pytest_llem.job.job import AMD_NOT_VERIFIED, Job
 from pytest_llem.job.measurement import EnergyReport, Measurement, WarmupOutcome
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.job.wire import encode
@@ -63,7 +63,7 @@ def _not_on_device(job: Job, energy: EnergyReport, said: Collection[str]) -> lis
     """`meter_not_on_device` where nothing that the meter reads was leased to the cycle."""
     if "meter_not_on_device" in said or not energy.devices or any(device.leased for device in energy.devices):
         return []
-    where = "a GPU" if job.devices.kind == "cuda" else "the CPU"
+    where = "a GPU" if job.devices.on_gpu else "the CPU"
     return [Note("meter_not_on_device", f"the engine ran on {where}, and the meter {energy.meter} reads other devices")]
 
 
@@ -98,6 +98,8 @@ def _repeats_differ(job: Job, measurement: Measurement) -> list[Note]:
 
 
 def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
+    if job.devices.kind == "rocm":
+        yield Note("device_not_verified", AMD_NOT_VERIFIED)
     if measurement.energy is not None:
         yield from _of_energy(measurement.energy)
     yield from _of_warmup(job, measurement.warmup)
@@ -172,7 +174,7 @@ def _of_energy(energy: EnergyReport) -> Iterator[Note]:
 def _of_warmup(job: Job, warmup: WarmupOutcome) -> Iterator[Note]:
     """No note where the study allows fewer repeats than convergence takes to judge."""
     settings = job.config.measurement.warmup
-    if warmup.judged_by == "latency" and job.devices.kind == "cuda" and job.meter.name != "none":
+    if warmup.judged_by == "latency" and job.devices.on_gpu and job.meter.name != "none":
         yield Note("warmup_latency_only", "latency had converged; power could not be read, and may still have changed")
     if warmup.converged or warmup.reason in ("fixed", "thermal_max_s") or settings.max_repeats < settings.window:
         return

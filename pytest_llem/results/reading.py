@@ -294,6 +294,22 @@ def _of_answers(name: str, result: Result) -> float | None:
     return value
 
 
+def _of_gpus(name: str, result: Result) -> float | None:
+    found: list[float | None] = [getattr(gpu, name) for gpu in result.device.gpus]
+    return min((value for value in found if value is not None), default=None)
+
+
+OF_GPUS = {"sm_clock_mhz": 1}
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _clock_events(result: Result) -> str | None:
+    return " ".join(dict.fromkeys(event for gpu in result.device.gpus for event in gpu.clock_events)) or None
+
+
 UNCERTAINTIES = (
     "gain_uncertainty_rel",
     "energy_above_idle_uncertainty_j",
@@ -340,6 +356,10 @@ _COLUMNS: dict[str, tuple[str, Callable[[Result], Cell]]] = {
     **{name: ("double", metric.of) for name, metric in SHIPPED.items()},
     **{name: ("double", partial(_stated, name)) for name in UNCERTAINTIES},
     **{name: ("double", partial(_of_answers, name)) for name in OF_ANSWERS},
+    "gpu_power_limit_w": ("double", lambda r: _least(limit for gpu in r.device.gpus for limit in gpu.power_limits_w)),
+    "gpu_sm_clock_mhz": ("double", lambda r: _least(gpu.sm_clock_mhz for gpu in r.device.gpus)),
+    "gpu_memory_clock_mhz": ("double", lambda r: _least(gpu.memory_clock_mhz for gpu in r.device.gpus)),
+    "gpu_clock_events": ("string", _clock_events),
 }
 COLUMNS = {name: kind for name, (kind, _) in _COLUMNS.items()}
 """Columns of every table and CSV with pyarrow's names of their types, in order: added to at the end in later versions,

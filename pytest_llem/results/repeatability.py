@@ -14,7 +14,7 @@ from statistics import fmean, harmonic_mean
 
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.wire import read_versioned
-from pytest_llem.results.comparability import MACHINE, Conditions, common_conditions
+from pytest_llem.results.comparability import MACHINE, POWER_LIMIT, Conditions, common_conditions
 from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.layout import repeatability_file
 from pytest_llem.results.schema import Result
@@ -64,7 +64,14 @@ class Repeatability:
     def of(self, metric: str, conditions: Conditions) -> RunSpread | None:
         """By how much runs differ under these conditions; `None` where that was not measured."""
         spread = self.metrics.get(metric)
-        return spread.of_runs if spread is not None and machine(conditions) == self.conditions else None
+        return spread.of_runs if spread is not None and self.covers(conditions) else None
+
+    def covers(self, conditions: Conditions) -> bool:
+        """Whether it was measured on the machine of these conditions; over a sweep's power limits it is of each."""
+        now = machine(conditions)
+        limit, limits = now[POWER_LIMIT], self.conditions.get(POWER_LIMIT)
+        swept = isinstance(limit, (list, tuple)) and isinstance(limits, (list, tuple)) and {*limit} <= {*limits}
+        return {**now, POWER_LIMIT: limits if swept else limit} == self.conditions
 
 
 def machine(conditions: Conditions) -> dict[str, JsonValue]:

@@ -6,11 +6,13 @@ added, and keep their name, unit and meaning. What was not measured is null.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import json as pa_json
 
 from pytest_llem.errors import StoreError
 from pytest_llem.job.config import SloSettings
@@ -21,6 +23,9 @@ from pytest_llem.results.sections.slo import is_good
 
 CLOCK = {"clock": "CLOCK_MONOTONIC of the worker"}
 """Metadata of a schema whose times are of this clock, which `power.parquet` has as well."""
+
+BLOCK_BYTES = 1 << 24
+"""Chosen: far more than a row; Arrow parses so much at once."""
 
 
 def _column(name: str, kind: pa.DataType, description: str) -> pa.Field:
@@ -71,10 +76,34 @@ def requests_table(requests: Sequence[RequestRecord], slo: SloSettings) -> pa.Ta
     }
     columns |= {name: [getattr(each, name) for each in requests] for name in SCHEMA.names if name not in columns}
     try:
-        arrays = [pa.array(columns[field.name], field.type) for field in SCHEMA]
-    except (ValueError, TypeError, OverflowError, pa.ArrowException) as problem:
+        return table_of(zip(*(columns[name] for name in SCHEMA.names), strict=True), SCHEMA)
+    except (ValueError, TypeError, pa.ArrowException) as problem:
         raise StoreError(f"requests cannot be written as a table: {problem}") from None
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def table_of(rows: Iterable[Sequence[object]], schema: pa.Schema) -> pa.Table:
+    """A table of rows by way of JSON: `pyarrow.array` imports pandas where it is installed, most of a second of CPU.
+
+    `ValueError`, `TypeError` or `ArrowException` for a value that its column cannot hold.
+    """
+    columns = [(field.name, pa.types.is_integer(field.type)) for field in schema]
+    text = "".join(
+        json.dumps(
+            {name: _whole(value) if integer else value for (name, integer), value in zip(columns, row, strict=True)}
+        )
+        + "\n"
+        for row in rows
+    ).encode()
+    if not text:
+        return schema.empty_table()
+    reading = pa_json.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
+    found = pa_json.read_json(pa.BufferReader(text), reading, pa_json.ParseOptions(explicit_schema=schema))
+    return pa.Table.from_arrays(found.columns, schema=schema)
+
+
+def _whole(value: object) -> object:
+    """`300.0`, as a meter of others may write bytes, as the integer that it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_requests(path: Path) -> pa.Table:

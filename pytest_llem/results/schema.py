@@ -18,7 +18,7 @@ from pydantic_core.core_schema import DataclassSchema
 
 from pytest_llem.job.measurement import AccountedWindow, CpuEnergy, DeviceMemory, TruncatedPrompts, WarmupOutcome
 from pytest_llem.job.report import Note
-from pytest_llem.results.energy_schema import Count, Energy, ThermalSection, about
+from pytest_llem.results.energy_schema import Count, DeviceSection, Energy, ThermalSection, about
 from pytest_llem.results.performance_schema import Latency, SearchSection, SloSection, SteadyState, Throughput
 from pytest_llem.results.quality_schema import QualitySection
 
@@ -87,9 +87,9 @@ class RunnerSection:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadSection:
-    """The identity of the work: that of one repeat, however many repeats fitted."""
+    """The identity of the work: that of one repeat, however many repeats fitted. Null: not counted."""
 
-    prompts_hash: str
+    prompts_hash: str | None
     outputs_hash: str | None = field(metadata=about("Hash of the first repeat's output token ids, or texts."))
     load_shape: str = field(metadata=about("offline, or the arrival process of a serving load."))
     arrivals_hash: str | None = field(
@@ -103,13 +103,13 @@ class WorkloadSection:
         ),
     )
     repeats: Count
-    requests: Count = field(metadata=about("Requests of one repeat."))
+    requests: Count | None = field(metadata=about("Requests of one repeat."))
     sessions: Count | None = field(
         default=None, metadata=about("Sessions that they are turns of; null where they are of none.")
     )
-    input_tokens: Count = field(metadata=about("Input tokens of one repeat."))
-    output_tokens: Count = field(metadata=about("Output tokens of one repeat."))
-    failed_requests: Count = field(metadata=about("Requests that failed, over all repeats."))
+    input_tokens: Count | None = field(metadata=about("Input tokens of one repeat."))
+    output_tokens: Count | None = field(metadata=about("Output tokens of one repeat."))
+    failed_requests: Count | None = field(metadata=about("Requests that failed, over all repeats."))
     failures: dict[str, Count] = field(
         default_factory=dict, metadata=about("The same by class: timeout, stalled, dropped, http_429, http_5xx, ...")
     )
@@ -139,10 +139,10 @@ class WorkloadSection:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Totals of the measure windows, over requests that succeeded."""
+    """Totals of the measure windows, over requests that succeeded; null where nobody counted them."""
 
-    input: Count
-    output: Count = field(metadata=about("Tokens generated, without padding after the end of sequence."))
+    input: Count | None
+    output: Count | None = field(metadata=about("Tokens generated, without padding after the end of sequence."))
     cached_input: Count | None = field(metadata=about("Input tokens served from a prefix cache."))
 
 
@@ -254,6 +254,7 @@ class Result(BaseModel):
     validity: ValiditySection
     energy: Energy
     thermal: ThermalSection = Field(default_factory=ThermalSection)
+    device: DeviceSection = Field(default_factory=DeviceSection)
     tokens: Tokens
     throughput: Throughput
     latency: Latency

@@ -22,6 +22,7 @@ from pytest_llem.job.files import expanded, write_bytes
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT
 from pytest_llem.job.wire import decode, encode
+from pytest_llem.results.carry_over import carry_overs, mark
 from pytest_llem.results.gate_report import gate_files
 from pytest_llem.results.layout import MANIFEST, CycleKey, runs_at
 from pytest_llem.results.manifest import read_manifest
@@ -31,7 +32,7 @@ from pytest_llem.results.run_verdict import run_findings
 from pytest_llem.results.schema import Result
 from pytest_llem.results.scored import to_keep
 from pytest_llem.results.store import RunStore, write_result
-from pytest_llem.results.summary import MetricSummary, summarise, summarise_metrics, write_summary
+from pytest_llem.results.summary import MetricSummary, summarise, summarise_metrics, with_impact, write_summary
 from pytest_llem.results.terminal import counted, fitted_table, quantity, show
 
 SHOWN = 5
@@ -210,5 +211,9 @@ def _write(run: Path, cycles: Sequence[Rescored], baseline_dir: Path) -> None:
             write_result(job_dir, result)
     manifest = read_manifest(run / MANIFEST)
     axes = {plan.name: plan.study_axes() for plan in manifest.studies}
-    rows = list(summarise([item.key for item in manifest.items], store.outcome, baseline_dir, axes))
-    write_summary(run, rows, run_findings(gate_files(run).values()), axes)
+    summarised = summarise([item.key for item in manifest.items], store.outcome, baseline_dir, manifest.studies)
+    rows = list(with_impact(summarised, manifest.studies))
+    outcomes = [outcome for item in manifest.items if (outcome := store.outcome(item.key)) is not None]
+    marks = [mark(outcome.result, manifest) for outcome in outcomes if outcome.result is not None]
+    carried = carry_overs(run, manifest, marks)
+    write_summary(run, rows, run_findings(gate_files(run).values()), axes, carried=carried, plans=manifest.studies)

@@ -17,12 +17,18 @@ from types import MappingProxyType
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json, write_text
-from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, SLO_MET_SHARE, percentile_of
+from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT, SLO_MET_SHARE, percentile_of
 from pytest_llem.job.wire import encode
 from pytest_llem.results.axes import StudyAxes
+from pytest_llem.results.best import Standing, best
+from pytest_llem.results.carry_over import CarryOver
 from pytest_llem.results.comparability import written_settings
+from pytest_llem.results.impact import ImpactFigure, figures, made_of
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import METRICS, SHIPPED, metrics_of, names_with
+from pytest_llem.results.optimize_record import OptimizeRecord
+from pytest_llem.results.optimum import Optimum, published
 from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.run_verdict import RunFinding
 from pytest_llem.results.schema import Result
@@ -47,6 +53,7 @@ IDENTITY = (
     "cycles_total",
 )
 STATED = ("value", "uncertainty", "spread", "n")
+IMPACT = ("value", "uncertainty", "unit")
 BOUNDED = [f"{name}_{end}" for name in (SLO_MET_SHARE, ACCURACY, JOULES_PER_CORRECT) for end in ("low", "high")]
 """Columns of intervals that are not even."""
 SPREAD_CYCLES = 3
@@ -108,20 +115,31 @@ class ExperimentSummary:
     """How it served its load; `None` without an SLO, unless it was saturated."""
     scores: Scores | None = None
     """What its answers scored; `None` where they are not scored."""
+    impact: Mapping[str, ImpactFigure] = field(default_factory=dict)
+    """Grams of CO2e and money per million output tokens, where the study's section `report` states factors."""
+    scope: str | None = None
+    """What a joule covers."""
+    best: float | None = None
+    """How probable it is that it is truly the best of its study's experiments in the headline, where cycles tell it."""
 
 
 def summarise(
     keys: Iterable[CycleKey],
     outcome_of: Callable[[CycleKey], Outcome | None],
     baseline_dir: Path | None = None,
-    axes: Mapping[str, StudyAxes] = MappingProxyType({}),
+    plans: Sequence[StudyPlan] = (),
 ) -> Iterator[ExperimentSummary]:
     """Rows in the order in which experiments first appear; one without any outcome has no row.
 
     `keys` are the planned cycles and those that were measured; `baseline_dir` may know what equal runs differ by;
-    `axes` are those of each study's sweep.
+    `plans` have each study's axes and headline.
     Outcomes are read experiment by experiment and not kept: those of a large study would fill the memory.
     """
+    axes = {plan.name: plan.study_axes() for plan in plans}
+    headlines = {plan.name: plan.headline for plan in plans}
+    raced = {plan.name for plan in plans if plan.optimize is not None}
+    rows: list[ExperimentSummary] = []
+    standings: dict[str, dict[int, Standing]] = {}
     groups: dict[tuple[str, str, str], dict[CycleKey, None]] = {}
     for key in keys:
         groups.setdefault((key.study, key.experiment_id, key.config_hash), {})[key] = None
@@ -131,7 +149,25 @@ def summarise(
             of_study = axes.get(experiment[0], StudyAxes())
             row = _summary(*experiment, outcomes, len(cycles) - len(outcomes), baseline_dir)
             settings = _settings(outcomes, of_study.settings)
-            yield replace(row, point=of_study.point(experiment[1]), settings=settings)
+            seen = [outcome.result for outcome in outcomes if outcome.valid and outcome.result is not None]
+            standings.setdefault(row.study, {})[len(rows)] = Standing.of(headlines.get(row.study), seen)
+            rows.append(replace(row, point=of_study.point(experiment[1]), settings=settings))
+    ranked = {
+        place: share
+        for study, of_study in standings.items()
+        if study not in raced  # the race says which is the best, within its limits
+        for place, share in best(of_study, headlines.get(study)).items()
+    }
+    yield from (replace(row, best=ranked.get(place)) for place, row in enumerate(rows))
+
+
+def with_impact(rows: Iterable[ExperimentSummary], plans: Iterable[StudyPlan]) -> Iterator[ExperimentSummary]:
+    """The rows with grams and money, by what the plan of their study states."""
+    settings = {plan.name: plan.report for plan in plans}
+    for row in rows:
+        of = row.metrics.get(HEADLINE)
+        stated = settings.get(row.study)
+        yield row if of is None or stated is None else replace(row, impact=figures(stated, of.value, of.uncertainty))
 
 
 def summarise_metrics(results: Iterable[Result], baseline_dir: Path | None = None) -> dict[str, MetricSummary]:
@@ -192,6 +228,7 @@ def _summary(
         cycles_reused=sum(outcome.source_run is not None for outcome in outcomes),
         slo=served(seen),
         scores=summarised_scores(valid),
+        scope=first.energy.scope if first else None,
     )
 
 
@@ -208,10 +245,11 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
 
     Which experiment a row is comes first, the axes and settings in which they differ next, as the study writes them. A
     metric's own column is its median; its mean with uncertainty, spread and count follow after all medians, then the
-    intervals that are not even. Percentiles that a study chose and other packages' metrics come last.
+    intervals that are not even, percentiles that a study chose, other packages' metrics, and grams and money.
     """
     further = [name for name in _metrics(rows) if name not in SHIPPED]
     differ = _differing(rows)
+    beyond = list(dict.fromkeys(name for row in rows for name in row.impact))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
@@ -223,6 +261,7 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
             "cycles_reused",
             *BOUNDED,
             *(f"{name}{column}" for name in further for column in ("", "_half_iqr", *(f"_{s}" for s in STATED))),
+            *(f"{name}_{column}" for name in beyond for column in IMPACT),
         ]
     )
     for row in rows:
@@ -234,6 +273,7 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
         cells += [getattr(row.metrics.get(name), end, None) for name, _, end in (c.rpartition("_") for c in BOUNDED)]
         whole = ("median", "half_iqr", *STATED)
         cells += [getattr(row.metrics.get(name), column, None) for name in further for column in whole]
+        cells += [getattr(row.impact.get(name), column, None) for name in beyond for column in IMPACT]
         writer.writerow(cells)
     return stream.getvalue()
 
@@ -261,6 +301,10 @@ def write_summary(
     rows: Sequence[ExperimentSummary],
     findings: Sequence[RunFinding] = (),
     axes: Mapping[str, StudyAxes] = MappingProxyType({}),
+    optima: Sequence[Optimum] = (),
+    carried: Sequence[CarryOver] = (),
+    plans: Sequence[StudyPlan] = (),
+    races: Sequence[OptimizeRecord] = (),
 ) -> None:
     """Write `summary.json` and `summary.csv` into a run's directory."""
     units: JsonValue = {name: METRICS[name].unit for name in _metrics(rows)}
@@ -268,5 +312,12 @@ def write_summary(
     content: dict[str, JsonValue] = {"schema_version": SUMMARY_VERSION, "units": units, "experiments": experiments}
     content["findings"] = [encode(finding) for finding in findings]
     content["axes"] = {study: [encode(axis) for axis in of_study.axes] for study, of_study in axes.items()}
+    content["optimize"] = [race.answer() for race in races]
+    content["optima"] = [published(optimum) for optimum in optima]
+    captions = {
+        plan.name: made_of(plan.report, {row.scope for row in rows if row.study == plan.name}) for plan in plans
+    }
+    content["impact"] = {name: text for name, text in captions.items() if text}
+    content["carry_over"] = [encode(each) for each in carried]
     write_json(run_dir / "summary.json", content)
     write_text(run_dir / "summary.csv", summary_csv(rows))

@@ -21,6 +21,7 @@ from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.errors import JsonValue, LlemError, ModelNotFoundError, NotReleasedError, from_dict
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.gpu_setting import GpuSetting
 from pytest_llem.job.job import DeviceSet, IdleReference, Job, JobDir
 from pytest_llem.job.measurement import read_measurement
 from pytest_llem.job.redaction import redact_file
@@ -30,7 +31,7 @@ from pytest_llem.machine.cooldown import Setting as Cooldown
 from pytest_llem.machine.cooldown import cool_down
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.leases import ConcurrentRuns, LeaseRequest, OnWait, RemoveContainers, take_lease
-from pytest_llem.machine.occupancy import released, require_free
+from pytest_llem.machine.occupancy import occupancy, released, require_free
 from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.runners.protocol import Runner
 
@@ -85,8 +86,9 @@ def measure_here(
             try:
                 note = request.before_run(job.devices)
                 job = replace(job, texts=job.texts or parquet_texts(job.config.workload))
-                job = load_idle_power(job, request.run_dir, where)
-                report = runner.run(job, job_dir, lambda event: None, hold.lease)
+                with _gpus_set(runner, hold, job) as settings:
+                    job = load_idle_power(replace(job, gpu_settings=settings), request.run_dir, where)
+                    report = runner.run(job, job_dir, lambda event: None, hold.lease)
             finally:
                 if not job_dir.job.exists():
                     # No worker was started (settings, image, server): whoever looks into that wants to see the job too.
@@ -98,6 +100,25 @@ def measure_here(
     notes = tuple(note for note in (note, cooled.note) if note is not None)
     facts: dict[str, JsonValue] = {**report.facts, **hold.facts, **cooled.facts, "concurrent_workers": concurrent}
     return job, replace(report, notes=(*report.notes, *notes), facts=facts)
+
+
+@contextmanager
+def _gpus_set(runner: Runner, hold: DeviceHold, job: Job) -> Iterator[tuple[GpuSetting, ...]]:
+    """The GPUs set as the cycle asks, after the wait for idle, whose band is that of a GPU left alone.
+
+    They are put back after each cycle, also of an engine that stays loaded: what waits is not to be limited.
+    """
+    asked = job.config.device.gpu_settings
+    if not asked:
+        yield ()
+        return
+    from pytest_llem.machine.gpu_settings.change import settings_made
+    from pytest_llem.machine.gpu_settings.checks import require_settable
+
+    require_settable(job, hold.lease.names, hold.before if runner.loaded else occupancy(job.devices.uuids))
+    title = f"{job.study}/{job.experiment_id} cycle {job.cycle}"
+    with settings_made(asked, job.devices.uuids, hold.lease.descriptors, title) as settings:
+        yield settings
 
 
 def make_model(config: ExperimentConfig, say: Callable[[str], None]) -> None:
@@ -134,7 +155,7 @@ class DeviceHold:
         uuids = self.devices.uuids
         left_by = {name: facts.not_released for name, facts in self.lease.previous.items() if facts.not_released}
         try:
-            self._before = require_free(uuids, request.residual_bytes, left_by) if uuids else ()
+            self.before = require_free(uuids, request.residual_bytes, left_by) if uuids else ()
         except BaseException:
             if left_by:
                 self.lease.occupied_by(pid=os.getpid(), not_released=next(iter(left_by.values())))
@@ -144,13 +165,16 @@ class DeviceHold:
     @property
     def facts(self) -> dict[str, JsonValue]:
         """For the result's `runner.facts`: the leased devices, or `none`, and the memory found in use on them."""
-        used: dict[str, JsonValue] = {gpu.uuid: gpu.used_bytes for gpu in self._before}
-        return {"lease": list(self.lease.names) or "none", **({"residual_memory_bytes": used} if used else {})}
+        used: dict[str, JsonValue] = {gpu.uuid: gpu.used_bytes for gpu in self.before}
+        facts: dict[str, JsonValue] = {"lease": list(self.lease.names) or "none"}
+        if self.lease.restored:
+            facts["settings_put_back"] = list(self.lease.restored)
+        return {**facts, **({"residual_memory_bytes": used} if used else {})}
 
     def end(self, title: str) -> NotReleasedError | None:
         """Give the devices back; the error when `title` left something on them, which the next holder reads as well."""
         try:
-            problem = released(self._before, title) if self._before else None
+            problem = released(self.before, title) if self.before else None
             if problem is not None:
                 self.lease.occupied_by(pid=os.getpid(), not_released=title)
         finally:
@@ -267,7 +291,7 @@ def store_idle_power(job: Job, job_dir: JobDir, run_dir: Path, runner: str) -> N
 
 def _reuses_idle_power(job: Job) -> bool:
     idle = job.config.measurement.idle
-    return idle.reuse == "matching" and idle.duration_s > 0 and job.devices.kind == "cuda"
+    return idle.reuse == "matching" and idle.duration_s > 0 and job.devices.on_gpu
 
 
 def _idle_power_entry(job: Job, run_dir: Path, runner: str) -> Path:

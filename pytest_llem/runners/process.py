@@ -25,15 +25,16 @@ from pytest_llem.errors import WorkerError
 from pytest_llem.job.files import log_tail
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import Note
+from pytest_llem.machine.amd_devices import HIDDEN, environment_of
 from pytest_llem.machine.leases import Lease
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.forkserver import kill_group
-from pytest_llem.worker.lifeline import kill_marked
+from pytest_llem.worker.lifeline import MARKS, kill_marked
 
 CHECK_MODULE = "pytest_llem.engines.signatures"
 """The program that compares settings with an engine's signatures."""
 
-MARK = "LLEM_FORK_SERVER"
+MARK = MARKS[1]
 """The variable by which all below a fork server are found, should it be killed."""
 
 SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
@@ -273,4 +274,6 @@ def visible(job: Job) -> dict[str, str]:
     """The variables that show a worker exactly the devices of its job."""
     if job.devices.kind == "cuda":
         return {"CUDA_VISIBLE_DEVICES": ",".join(job.devices.uuids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    return {"CUDA_VISIBLE_DEVICES": ""}
+    if job.devices.kind == "rocm":
+        return environment_of(job.devices.uuids)
+    return HIDDEN

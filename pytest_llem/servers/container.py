@@ -86,6 +86,7 @@ def begin_container(
             waits=False,
             entrypoint=launch.command,
             publish=None if network == HOST else port,
+            pinned=job.config.device,
         )
         return ContainerServer(request, launch, log, descriptors)
 

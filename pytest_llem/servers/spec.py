@@ -41,6 +41,8 @@ class ServerSpec:
     tensor_parallel_size: int
     gets_gguf: bool
     devices: DeviceSet
+    cpus: str | None = None
+    numa_node: int | None = None
 
     @classmethod
     def of(cls, config: ExperimentConfig, devices: DeviceSet) -> ServerSpec:
@@ -58,6 +60,8 @@ class ServerSpec:
             tensor_parallel_size=settings.tensor_parallel_size,
             gets_gguf=settings.gets_gguf,
             devices=devices,
+            cpus=config.device.cpus,
+            numa_node=config.device.numa_node,
         )
 
     @property

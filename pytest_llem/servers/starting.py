@@ -22,6 +22,7 @@ from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.process import visible
 from pytest_llem.servers.server import Begin, CommandServer, Ended, Readiness, Server, Tell, free_port
 from pytest_llem.servers.spec import LOOPBACK, ServerSpec
+from pytest_llem.worker.pinning import pinned
 
 PORTS_TRIED = 3
 """Chosen: another process takes a port between its choice and its use about never, three times running not at all."""
@@ -96,7 +97,8 @@ def begin_server(spec: ServerSpec, job: Job, docker: Mapping[str, JsonValue], le
     environment = {**job.environment, **visible(job)}
 
     def begin(port: int, log: Path) -> Server:
-        server = CommandServer(spec.filled(model, LOOPBACK, port), log, environment, descriptors)
+        with pinned(job.config.device):
+            server = CommandServer(spec.filled(model, LOOPBACK, port), log, environment, descriptors)
         if lease is not None and server.pid is not None:
             lease.occupied_by(pid=server.pid)
         return server

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.energy import checked
-from pytest_llem.energy.registry import open_meter
+from pytest_llem.energy.registry import open_meter, require_meter_of
+from pytest_llem.job.config import AskedKind
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import Window
 from pytest_llem.job.report import Note
-from pytest_llem.machine.devices import visible_gpus
+from pytest_llem.machine.devices import visible_of
 from pytest_llem.session.options import run_options
 
 
@@ -47,15 +48,16 @@ OF_A_CYCLE = ("residual_memory", "meter_not_on_device")
 
 
 def code_meter_of(config: pytest.Config) -> Callable[[], AbstractContextManager[CodeMeter]]:
-    """`measure_code` with the meter of this run."""
-    return partial(measure_code, run_options(config).meter)
+    """`measure_code` with the meter and the kind of device of this run."""
+    options = run_options(config)
+    return partial(measure_code, options.meter, options.overrides.device)
 
 
 @contextmanager
-def measure_code(meter_name: str) -> Iterator[CodeMeter]:
+def measure_code(meter_name: str, device: AskedKind = "auto") -> Iterator[CodeMeter]:
     """Measure a `with` block with the named meter; all visible GPUs, or this process's tree on the CPU."""
-    gpus = visible_gpus()
-    devices = DeviceSet("cuda", gpus) if gpus else DeviceSet("cpu")
+    devices = DeviceSet(*visible_of(device))
+    require_meter_of(device, meter_name)
     settings = MeterSettings(meter_name, explicit=meter_name != "auto")
     result = CodeMeter()
     with tempfile.TemporaryDirectory(prefix="llem-meter-") as directory:

@@ -50,7 +50,8 @@ class StudyFile(pytest.Module):
             function = getattr(node, "originalname", node.name)
             selected = not self.only or not self.only.isdisjoint((node.name, function))
             missing -= {node.name, function}
-            if selected and (gated or function != "test_gate"):
+            asked = {"test_gate": gated, "test_optimum": self.study.optimize is not None}.get(function, True)
+            if selected and asked:
                 yield node
         if missing:
             raise self.CollectError(f"{self.nodeid} has no test {', '.join(sorted(missing))}")
@@ -158,7 +159,9 @@ def parametrize(metafunc: pytest.Metafunc, session: LlemSession) -> None:
     in_study_file = metafunc.definition.getparent(StudyFile) is not None
     cycles: Iterable[tuple[Experiment, int | None]]
     if "llem_cycle" in metafunc.fixturenames:
-        cycles = study.schedule(study.execution.last_cycle)
+        shard = session.options.shard
+        among = None if shard is None else frozenset(shard.split(study).part(shard.index))
+        cycles = study.schedule(study.last_cycle, among=among)
     else:
         cycles = [(each, None) for each in study.experiments if not in_study_file or session.gated(each)]
     parameters = [
@@ -255,13 +258,16 @@ def restore_order(items: list[pytest.Item], collected: Sequence[pytest.Item]) ->
         items[position] = item
 
 
-def deselect(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[ExperimentCycle], bool]) -> None:
-    """Deselect the items of unwanted experiments or cycles; tests without an experiment stay."""
+def deselect(
+    config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[ExperimentCycle | None], bool]
+) -> None:
+    """Deselect the items of unwanted experiments or cycles, or of whole studies (`None`); other tests stay."""
     kept: list[pytest.Item] = []
     others: list[pytest.Item] = []
     for item in items:
         cycle = experiment_cycle_of(item)
-        (kept if cycle is None or not unwanted(cycle) else others).append(item)
+        ours = cycle is not None or isinstance(item.parent, StudyFile)
+        (others if ours and unwanted(cycle) else kept).append(item)
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = kept

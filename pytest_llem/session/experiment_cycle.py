@@ -49,11 +49,14 @@ class ExperimentCycle:
 
     @property
     def optional(self) -> bool:
-        """Whether this is a cycle that is measured only until `target_ci` is reached."""
-        return self.cycle is not None and self.cycle > self.study.execution.cycles and not self.confirms
+        """Whether it is measured only where those before it leave it necessary: for `target_ci`, or a race."""
+        if self.cycle is None or self.confirms:
+            return False
+        goal = self.study.optimize
+        return self.cycle > self.study.execution.cycles or (goal is not None and goal.assume is not None)
 
     def cycles(self) -> list[ExperimentCycle]:
-        """The same experiment, once per cycle that its study asks for (not the optional ones of `target_ci`)."""
+        """The same experiment, once per cycle that its study asks for (not the optional ones)."""
         return [replace(self, cycle=cycle, step=None) for cycle in range(1, self.study.execution.cycles + 1)]
 
     def once_more(self) -> list[ExperimentCycle]:
@@ -62,6 +65,12 @@ class ExperimentCycle:
         first = execution.last_cycle + 1
         numbers = range(first, first + execution.cycles)
         return [replace(self, cycle=number, step=None, confirms=True) for number in numbers]
+
+
+def study_answered(item: pytest.Item) -> Study | None:
+    """The study whose best setting an item is about; `None` for other items."""
+    study: Study | None = getattr(item.parent, "study", None)
+    return study if getattr(item, "originalname", "") == "test_optimum" else None
 
 
 def experiment_cycle_of(item: pytest.Item) -> ExperimentCycle | None:

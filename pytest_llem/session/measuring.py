@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pytest_llem.containers import remove_orphaned_containers
+from pytest_llem.energy.registry import require_meter_of
 from pytest_llem.engines import starts_server
 from pytest_llem.errors import JsonValue, LlemError, SettingsError, from_dict
 from pytest_llem.job.config import ExperimentConfig
@@ -24,7 +25,7 @@ from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.redaction import redact_file
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.job.wire import encode
-from pytest_llem.machine.devices import Demand, demanded_devices, gpu_uuids, visible_devices, visible_gpus
+from pytest_llem.machine.devices import Demand, asked_kind, demanded_devices, metered_gpus, visible_devices
 from pytest_llem.machine.environment import identity, input_facts
 from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners import open_runner
@@ -81,6 +82,7 @@ class Measurer:
                 device_count=target.device_count,
                 meter=self._options.meter_of(cycle.study),
                 inputs=target.inputs,
+                power_limit=config.device.power_limit_w,
             )
             for target in targets
         ]
@@ -142,10 +144,10 @@ class Measurer:
         self, runner: Runner, cycle: ExperimentCycle, attempt: int, job_dir: JobDir
     ) -> tuple[Job, RunReport]:
         """As `measure`, by a runner whose machines take the lease; threads may call it, and no failure stops others."""
-        if cycle.experiment.config.device.gpus:
+        if cycle.experiment.config.device.named:
             raise SettingsError(
                 f"device.gpus cannot be combined with the runner {runner.spec.name}, which chooses the GPUs",
-                fix="leave it out; `ray: {resources: ...}` chooses nodes",
+                fix="leave it out, or give their number; `ray: {resources: ...}` chooses nodes",
             )
         unknown = DeviceSet("cpu")
         preflight = self._checks.preflight(runner, cycle, unknown)
@@ -261,9 +263,9 @@ def _dependencies(cycle: ExperimentCycle, spec: RunnerSpec, demand: Demand) -> d
 
 
 def _meter_settings(meter: str, study: Study, config: ExperimentConfig) -> MeterSettings:
-    explicit = meter != "auto"
-    read = visible_gpus() or gpu_uuids() if explicit else ()
-    return MeterSettings(meter, explicit, "worker", study.thresholds, read, bool(config.device.gpus))
+    require_meter_of(config.device.kind, meter)
+    read = metered_gpus(meter, config.device.kind)
+    return MeterSettings(meter, meter != "auto", "worker", study.thresholds, read, bool(config.device.named))
 
 
 class Checks:
@@ -279,11 +281,13 @@ class Checks:
             return "skipped"
         require_reachable(cycle.experiment.config)
         engine, study = cycle.experiment.engine, cycle.study
-        record = self._directory / f"{_name(runner, cycle)}.json"
+        kind = asked_kind(cycle.experiment)
+        record = self._directory / f"{_name(runner, cycle)}{'' if kind == 'auto' else f'-{kind}'}.json"
         record.parent.mkdir(exist_ok=True)
         with FileLock(record.with_suffix(".lock")):
             if not record.exists():
-                configs = {other.model: other for other in study.experiments if other.engine == engine}
+                same = [other for other in study.experiments if other.engine == engine and asked_kind(other) == kind]
+                configs = {other.model: other for other in same}
                 report = runner.preflight(engine, [other.config for other in configs.values()], devices)
                 if report is None:
                     return "none needed"

@@ -21,9 +21,9 @@ from pytest_llem.energy.registry import known_meters
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import SettingsError, StoreError, StudyError
 from pytest_llem.job.files import require_writable
-from pytest_llem.job.metric_names import registered_metrics
+from pytest_llem.job.metric_names import metric_name, registered_metrics
 from pytest_llem.job.report import RunnerName
-from pytest_llem.results.layout import repeatability_file
+from pytest_llem.results.layout import registration_file, repeatability_file
 from pytest_llem.runners.resolution import parse_runner_options, parse_runner_value
 from pytest_llem.servers.plan import require_possible_servers
 from pytest_llem.session.named_files import require_named_files
@@ -35,7 +35,7 @@ from pytest_llem.study.limits import parse_fail_if
 from pytest_llem.study.runner_settings import ACCEPTED_RUNNERS
 from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, Settings, load_settings, report_lines
 
-INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
+INI_NAMES = ("out", "meter", "device", "cycles", "order", "strict", "run", "baseline_dir")
 
 
 def run_options(config: pytest.Config) -> RunOptions:
@@ -59,6 +59,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         },
         meter=str(settings["meter"]),
         meter_overrides=settings.values["meter"].source in ABOVE_STUDY,
+        device_overrides=settings.values["device"].source in ABOVE_STUDY,
         overrides=overrides,
         execution=settings.execution,
         validity=settings.validity,
@@ -81,7 +82,7 @@ def settings_of(config: pytest.Config) -> Settings:
     option = config.getoption
     return load_settings(
         command_line={
-            **{name: option(f"llem_{name}") for name in ("out", "meter", "cycles", "order")},
+            **{name: option(f"llem_{name}") for name in ("out", "meter", "device", "cycles", "order")},
             "strict": option("llem_strict") or None,
         },
         ini={name: config.getini(f"llem_{name}") for name in INI_NAMES},
@@ -230,7 +231,8 @@ def load_for_run(
         load_study, path, execution=options.execution, validity=options.validity, percentiles=options.percentiles
     )
     study = load(overrides=options.overrides)
-    if options.baseline and not any(experiment.compare for experiment in study.experiments):
+    compared = any(experiment.compare for experiment in study.experiments)
+    if options.baseline and not compared and study.optimize is None:
         limits = {study.execution.headline: DEFAULT_LIMIT}
         study = load(overrides=replace(options.overrides, fail_if=limits))
     for other in others:
@@ -243,10 +245,18 @@ def load_for_run(
     def runner_of(engine: str) -> RunnerName:
         return runner_plans.spec(engine, study).name
 
+    _require_possible_race(study, options)
     _require_possible(study, runner_of, distributed=distributed)
     if not options.skip_preflight:
         require_named_files(study, runner_of)
     require_possible_servers(study, runner_of)
+    if registration_file(study.path).is_file():
+        from pytest_llem.results.registration import registration_of  # as below
+
+        try:
+            registration_of(study.path)
+        except StoreError as error:
+            raise StudyError(f"{path}:1:1: {error}", fix=error.fix) from None
     if repeatability_file(study.name, options.baseline_dir).exists():
         from pytest_llem.results.repeatability import read_repeatability  # costs more than all of collection
 
@@ -255,6 +265,31 @@ def load_for_run(
         except StoreError as error:
             raise StudyError(f"{path}:1:1: {error}", fix="measure it again with `llem aa`, or remove it") from None
     return study
+
+
+def _require_possible_race(study: Study, options: RunOptions) -> None:
+    """Raise `StudyError` where a run's own settings leave a study's race without an answer."""
+    goal = study.optimize
+    if goal is None:
+        return
+    place = f"{study.locate('optimize')}: optimize cannot be combined with"
+    if options.baseline is not None:
+        raise StudyError(
+            f"{place} a baseline ({options.baseline}): the race measures some settings too seldom to be judged",
+            fix="leave --llem-baseline (llem_baseline) out; `llem compare` compares the cycles that all settings got",
+        )
+    if options.shard is not None:
+        raise StudyError(
+            f"{place} --llem-shard: the settings of one shard would race without those of the others",
+            fix="leave it out, and use -n on one machine or --llem-runner=ray on several",
+        )
+    if options.meter_of(study) == "none":
+        energy = [setting for setting, metric in goal.settings() if metric_name(metric).energy]
+        if energy:
+            raise StudyError(
+                f"{study.locate(energy[0])}: {energy[0]} needs a meter, and the run has none (meter: none)",
+                fix="leave the meter to auto, or optimize a metric of time",
+            )
 
 
 class IsolationError(StudyError):

@@ -16,11 +16,14 @@ import pytest
 
 from pytest_llem.results.judging import precise_after
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.raced import StudyRace
 from pytest_llem.results.state import Outcome
 from pytest_llem.runners import RUNNERS
 from pytest_llem.runners.announcement import progress_of
-from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
+from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of, study_answered
 from pytest_llem.session.measuring import Measurer
+from pytest_llem.session.racing import race_of
+from pytest_llem.study import Experiment, Study
 
 UNCERTAIN_MARKS = ("skip", "skipif", "xfail")
 """An item with one of these may never ask for its result: its cycle is measured when it does."""
@@ -42,24 +45,48 @@ class NeededCycle:
 
 
 def begin_prefetch(
-    items: Iterable[pytest.Item], measurer: Measurer, measure: FromStore, run_dir: Path, tell: Callable[[str], None]
+    items: Sequence[pytest.Item],
+    measurer: Measurer,
+    measure: FromStore,
+    run_dir: Path,
+    tell: Callable[[str], None],
+    among: Mapping[str, Mapping[str, str | None]],
 ) -> Prefetch | None:
-    """Start the items' cycles on distributed runners; `None` if there are none. Raises nothing: each item reports."""
+    """Start the items' cycles on distributed runners; `None` if there are none. Raises nothing: each item reports.
+
+    `among` are the experiments that race, by study: see `racing.race_of`.
+    """
+
+    def distributed(experiment: Experiment, study: Study) -> bool:
+        return RUNNERS[measurer.runner_spec(experiment.engine, study).name].distributed
+
+    def certain(item: pytest.Item) -> bool:
+        return not any(item.get_closest_marker(mark) for mark in UNCERTAIN_MARKS)
+
     selected = [
         cycle
         for item in items
         if (cycle := experiment_cycle_of(item)) is not None
-        and RUNNERS[measurer.runner_spec(cycle.experiment.engine, cycle.study).name].distributed
-        and not any(item.get_closest_marker(mark) for mark in UNCERTAIN_MARKS)
+        and distributed(cycle.experiment, cycle.study)
+        and certain(item)
     ]
-    needed = needed_cycles(selected)
+    answered = {study.name: study for item in items if (study := study_answered(item)) is not None and certain(item)}
+    raced = {cycle.study.name: cycle.study for cycle in selected} | answered
+    races = [race for study in raced.values() if (race := race_of(study, among.get(study.name, {}))) is not None]
+    races = [race for race in races if all(distributed(each, race.study) for each in race.among)]
+    first = [NeededCycle(ExperimentCycle(race.study, *each), True) for race in races for each in race.round()]
+    needed = list({entry.cycle.key: entry for entry in (*first, *needed_cycles(selected))}.values())
     parallel = measurer.parallel_cycles([entry.cycle for entry in needed])
     if parallel is None:
         return None
     for notice in parallel.notices:
         tell(f"llem: {notice}")
     optional = {cycle.key: cycle for cycle in selected if cycle.optional}
-    prefetch = Prefetch(measure, parallel.cycles, optional, progress_of(run_dir).outstanding)
+    for race in races:
+        if race.study.name in answered:
+            every = (ExperimentCycle(race.study, *each) for each in race.every_cycle())
+            optional |= {cycle.key: cycle for cycle in every}
+    prefetch = Prefetch(measure, parallel.cycles, optional, progress_of(run_dir).outstanding, races)
     prefetch.begin(needed)
     return prefetch
 
@@ -80,7 +107,8 @@ def needed_cycles(selected: Sequence[ExperimentCycle]) -> list[NeededCycle]:
 class Prefetch:
     """Measures cycles in threads, in order, `in_flight` at a time; an item waits for its cycle with `wait`.
 
-    `optional` ones follow once they are necessary; `outstanding` gets 1 per cycle queued, -1 when done.
+    `optional` ones follow once they are necessary, and those of the next round of `races` once a round is over;
+    `outstanding` gets 1 per cycle queued, -1 when done.
     """
 
     def __init__(
@@ -89,10 +117,12 @@ class Prefetch:
         in_flight: int,
         optional: Mapping[CycleKey, ExperimentCycle] | None = None,
         outstanding: Callable[[int], None] = lambda more: None,
+        races: Iterable[StudyRace] = (),
     ) -> None:
         self._measure = measure
         self._outstanding = outstanding
         self._optional = optional or {}
+        self._races = {race.study.name: race for race in races}
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="llem-prefetch")
         self._futures: dict[CycleKey, Future[Outcome]] = {}
         self._outcomes: dict[CycleKey, Outcome] = {}
@@ -128,10 +158,24 @@ class Prefetch:
             outcome = self._measure(needed.cycle, retried=needed.retried)
         finally:
             self._outstanding(-1)
-        following = self._following(needed.cycle, outcome) if self._optional else None
-        if following is not None:
+        race = self._races.get(needed.cycle.study.name)
+        if race is not None:
+            self.begin([NeededCycle(each, True) for each in self._next_round(race, needed.cycle, outcome)])
+        elif self._optional and (following := self._following(needed.cycle, outcome)) is not None:
             self.begin([NeededCycle(following, True)])
         return outcome
+
+    def _next_round(self, race: StudyRace, cycle: ExperimentCycle, outcome: Outcome) -> list[ExperimentCycle]:
+        """The cycles of a race's next round that items are about, now that another cycle is done."""
+        with self._lock:
+            self._outcomes[cycle.key] = outcome
+            over = len(race.after)
+            if not race.go_on(lambda *each: self._outcomes.get(ExperimentCycle(race.study, *each).key)):
+                return []
+            for key in [key for key in self._outcomes if key.study == cycle.study.name and key.cycle <= over]:
+                del self._outcomes[key]  # with their results, which the race has seen
+            following = [ExperimentCycle(race.study, *each) for each in race.round()]
+        return [each for each in following if each.key in self._optional]
 
     def _following(self, cycle: ExperimentCycle, outcome: Outcome) -> ExperimentCycle | None:
         """The optional cycle of this experiment that has become necessary, now that another cycle is done."""

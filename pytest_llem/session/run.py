@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import secrets
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,11 @@ import pytest
 
 from pytest_llem.errors import LlemError
 from pytest_llem.job.files import reason
+from pytest_llem.results.layout import new_run_id
 
 if TYPE_CHECKING:
     from pytest_llem.errors import JsonValue
+    from pytest_llem.job.config import AskedKind
     from pytest_llem.session.sharding import Shard
     from pytest_llem.study import Overrides, Study
 
@@ -65,6 +65,7 @@ class RunOptions:
 
     `overrides` take precedence over a study's `execution`, which takes precedence over `execution`. `user_runners` are
     the user file's runners per engine. `meter` takes precedence over a study's where `meter_overrides`: see `meter_of`.
+    `overrides.device` is the kind of device of experiments that leave it open: see `only_device`.
     """
 
     out: Path
@@ -72,6 +73,7 @@ class RunOptions:
     user_runners: Mapping[str, str]
     meter: str
     meter_overrides: bool
+    device_overrides: bool
     overrides: Overrides
     execution: Mapping[str, JsonValue]
     validity: Mapping[str, float]
@@ -87,6 +89,11 @@ class RunOptions:
     skip_preflight: bool
     collect_only: bool
     shard: Shard | None = None
+
+    @property
+    def only_device(self) -> AskedKind | None:
+        """The kind of device that this run alone is for; `None` where it is for all, or the user's file alone says."""
+        return self.overrides.device if self.device_overrides and self.overrides.device != "auto" else None
 
     def meter_of(self, study: Study) -> str:
         """The meter of a study's cycles: this run's if one was given, else the study's, else the user's or default."""
@@ -104,10 +111,9 @@ def run_identity(config: pytest.Config) -> RunIdentity:
         if worker_input is not None:
             identity = RunIdentity(worker=worker_input["workerid"], **worker_input["llem_run"])
         else:
-            started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
             called = config.invocation_params
             identity = RunIdentity(
-                id=f"{started}-{secrets.token_hex(4)}",
+                id=new_run_id(),
                 worker=None,
                 command=("pytest", *map(str, called.args)),
                 directory=str(called.dir),

@@ -15,11 +15,13 @@ from pytest_llem.job.redaction import redact, redact_arguments
 from pytest_llem.results.axes import differing
 from pytest_llem.results.layout import CycleKey, WindowKey
 from pytest_llem.results.manifest import Invocation, PlannedCycle, SkippedPoint, StudyPlan, rebuild_manifest
+from pytest_llem.results.registration import protocol_of, registration_of
 from pytest_llem.results.state import Holder
 from pytest_llem.results.store import LOCKS
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.run import RunIdentity
 from pytest_llem.study import Experiment, Study
+from pytest_llem.study.optimize import MIN_CYCLES
 
 
 def write_plan(
@@ -43,7 +45,7 @@ def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
         studies[item.study.name] = item.study
         of_study = planned.setdefault(item.study.name, {})
         experiments.setdefault(item.study.name, {})[item.experiment.id] = item.experiment
-        for cycle in item.cycles() if item.cycle is None else () if item.optional else (item,):
+        for cycle in (each for each in (item.cycles() if item.cycle is None else (item,)) if not each.optional):
             of_study[PlannedCycle(cycle.experiment.id, cycle.experiment.config_hash, cycle.cycle or 1)] = None
     return tuple(_plan(study, tuple(planned[name]), experiments[name]) for name, study in studies.items())
 
@@ -51,6 +53,7 @@ def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
 def _plan(study: Study, cycles: tuple[PlannedCycle, ...], experiments: Mapping[str, Experiment]) -> StudyPlan:
     swept = {axis.name for axis in study.axes}
     differ = differing({id: experiment.flat_settings for id, experiment in experiments.items()})
+    registration = registration_of(study.path)
     own, *bases = [replace(file, text=file.text and redact(file.text)) for file in study.files]
     return StudyPlan(
         name=study.name,
@@ -58,15 +61,19 @@ def _plan(study: Study, cycles: tuple[PlannedCycle, ...], experiments: Mapping[s
         sha256=study.study_hash,
         order=study.execution.order,
         cycles=cycles,
-        required_cycles=study.execution.cycles,
+        required_cycles=study.execution.cycles if study.optimize is None else MIN_CYCLES,
         title=study.title,
         headline=study.execution.headline,
+        report=study.report,
         text=own.text,
         file_sha256=own.sha256,
         bases=tuple(bases),
         axes=tuple(study.axes),
         points={id: study.point(experiment) for id, experiment in experiments.items()} if swept else {},
         settings=tuple(axis.name for axis in differ.axes if axis.name not in swept),
+        protocol=protocol_of(study) if registration else {},
+        registration=registration,
+        optimize=None if study.optimize is None else study.optimize.told,
         left_out=tuple(
             SkippedPoint(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
         ),

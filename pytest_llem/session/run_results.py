@@ -10,7 +10,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,29 +19,32 @@ from filelock import FileLock
 
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import JsonValue, LlemError, NotReleasedError, StoreError, WorkerCrashedError
-from pytest_llem.job.files import noted, writing
+from pytest_llem.job.files import writing
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.leases import remove_orphans
 from pytest_llem.machine.processes import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
-from pytest_llem.results.baselines import Baseline, Saved, save_baseline
+from pytest_llem.results.baselines import Baseline
 from pytest_llem.results.confirming import confirmed, unconfirmed
-from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
+from pytest_llem.results.gate_report import GateReport, write_gate
 from pytest_llem.results.judging import judge_experiment, precise_after
 from pytest_llem.results.layout import MANIFEST, CycleKey
-from pytest_llem.results.manifest import StudyPlan, read_manifest, rebuild_manifest
+from pytest_llem.results.manifest import read_manifest
 from pytest_llem.results.rescored import scored_now
 from pytest_llem.results.resume import EarlierRuns, Reuse
-from pytest_llem.results.run_verdict import RunFinding, run_findings, with_common
-from pytest_llem.results.search_record import SearchRecord, read_searches
 from pytest_llem.results.searched import EVIDENCE, tells_of_load
-from pytest_llem.results.state import TERMINAL, Outcome, read_state
+from pytest_llem.results.state import TERMINAL, Outcome, StateName, read_state
 from pytest_llem.results.store import RunStore
-from pytest_llem.results.summary import ExperimentSummary, MetricSummary, summarise, summarise_metrics, write_summary
+from pytest_llem.results.summary import (
+    MetricSummary,
+    summarise_metrics,
+)
 from pytest_llem.runners.announcement import announced
+from pytest_llem.session.conclusion import Conclusion, conclude
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.measuring import Measurer
 from pytest_llem.session.prefetch import Prefetch, begin_prefetch
+from pytest_llem.session.racing import Races
 from pytest_llem.session.run import RunIdentity, RunOptions
 from pytest_llem.session.run_plan import cycle_of_item, write_plan
 from pytest_llem.session.runner_plan import RunnerPlans
@@ -57,25 +60,6 @@ CRASH_FIX = (
     "the last lines of the worker's output may say why; look for the out-of-memory killer (dmesg), for os._exit in a "
     "plugin, and for a job limit"
 )
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """A finished run: a row per experiment, the gates' verdicts and what they share, and the baseline saved, if any.
-
-    `left` are cycles that have not ended, of those `planned`: never started, interrupted, or lost with their process.
-    `problems` says what of it could not be written; the run must not pass then.
-    """
-
-    plans: tuple[StudyPlan, ...]
-    planned: int
-    left: int
-    rows: tuple[ExperimentSummary, ...]
-    gates: tuple[GateReport, ...]
-    findings: tuple[RunFinding, ...]
-    searches: tuple[SearchRecord, ...]
-    saved: Saved | None
-    problems: tuple[str, ...]
 
 
 class RunResults:
@@ -192,6 +176,11 @@ class RunResults:
         search = window.experiment.search
         return search is not None and window.step is not None and tells_of_load(search, outcome)
 
+    @cached_property
+    def races(self) -> Races:
+        """The races of the run's studies."""
+        return Races(self._run_dir, lambda cycle: self.get_or_measure(cycle, retried=True), self.store.outcome)
+
     def precise_before(self, cycle: ExperimentCycle) -> int | None:
         """After how many cycles, before an optional one, `target_ci` is reached.
 
@@ -233,16 +222,18 @@ class RunResults:
                 break
         return outcomes
 
-    def none_valid(self, cycles: Iterable[ExperimentCycle]) -> bool:
-        """Whether all of these cycles have ended, and none of them is valid."""
+    def none_valid(self, cycles: Iterable[ExperimentCycle], ended: Sequence[StateName] = TERMINAL) -> bool:
+        """Whether all of these cycles have ended, in one of these states, and none of them is valid."""
         states = [read_state(self.store.directory(cycle.key)) for cycle in cycles]
-        return all(state is not None and state.state in TERMINAL and state.state != "valid" for state in states)
+        return all(state is not None and state.state in ended and state.state != "valid" for state in states)
 
     def figures(self, experiment: ExperimentCycle) -> Mapping[str, MetricSummary]:
         """The experiment's metrics over its valid cycles, once all that its study asks for have ended; else empty.
 
         With `target_ci` that is the cycle after which it stops.
         """
+        if experiment.study.optimize is not None:
+            return {}  # a cycle cannot tell that it is the last one
         execution = experiment.study.execution
         last = execution.last_cycle
         keys = [replace(experiment, cycle=number, step=None).key for number in range(1, last + 1)]
@@ -257,9 +248,11 @@ class RunResults:
         valid = [outcome.result for outcome in outcomes if outcome.valid and outcome.result is not None]
         return summarise_metrics(valid, self._options.baseline_dir)
 
-    def prefetch(self, items: Sequence[pytest.Item], tell: Callable[[str], None]) -> None:
+    def prefetch(
+        self, items: Sequence[pytest.Item], tell: Callable[[str], None], among: Mapping[str, Mapping[str, str | None]]
+    ) -> None:
         """Start the cycles that the items need on runners that measure several at a time; items wait for theirs."""
-        self._prefetch = begin_prefetch(items, self._measurer, self._from_store, self._run_dir, tell)
+        self._prefetch = begin_prefetch(items, self._measurer, self._from_store, self._run_dir, tell, among)
 
     def queue_in_order(self, cycles: Iterable[ExperimentCycle]) -> None:
         """Have this worker's cycles wait for devices in the order of the run, which several workers share."""
@@ -270,55 +263,9 @@ class RunResults:
         """Write what will run to the manifest."""
         write_plan(self.store.run_dir, self._run, cycles, facts)
 
-    def conclude(self, *, interrupted: bool) -> Conclusion:
-        """Bring manifest and summaries up to date; save the baseline asked for, without results of failed gates."""
-        problems: list[str] = []
-        manifest = read_manifest(self._run_dir / MANIFEST)
-        with noted(problems):
-            manifest = rebuild_manifest(self._run_dir, finished=True, interrupted=interrupted)
-        keys = [item.key for item in manifest.items]
-        axes = {plan.name: plan.study_axes() for plan in manifest.studies}
-        try:
-            rows = tuple(summarise(keys, self.store.outcome, self._options.baseline_dir, axes))
-        except StoreError:  # a file of `llem aa` that cannot be read must not cost the run its summary
-            rows = tuple(summarise(keys, self.store.outcome, axes=axes))
-        judged = gate_files(self._run_dir)
-        findings = tuple(run_findings(judged.values()))
-        gates = []
-        with noted(problems):
-            write_summary(self._run_dir, list(rows), findings, axes)
-        for directory, report in judged.items():
-            gates.append(with_common(report, findings))
-            if gates[-1] != report:
-                with noted(problems):
-                    write_gate(directory, gates[-1])
-        saved = None
-        if self._options.save_baseline:
-            outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
-            absent = [outcome.key for outcome in outcomes if outcome.result is None]
-            with noted(problems, "the baseline is not saved: "):
-                saved = save_baseline(
-                    self._options.save_baseline,
-                    [outcome.result for outcome in outcomes if outcome.result is not None],
-                    self._options.baseline_dir,
-                    failing={
-                        *((key.study, key.experiment_id) for key in absent),
-                        *((gate.study, gate.experiment_id) for gate in gates if gate.status == "fail"),
-                    },
-                    plans=manifest.studies,
-                )
-        left = sum(item.state in ("pending", "running", "interrupted", "crashed") for item in manifest.items)
-        return Conclusion(
-            plans=manifest.studies,
-            planned=len(manifest.items),
-            left=left,
-            rows=rows,
-            gates=tuple(gates),
-            findings=findings,
-            searches=tuple(read_searches(self._run_dir)),
-            saved=saved,
-            problems=tuple(dict.fromkeys(problems)),
-        )
+    def conclude(self, *, interrupted: bool, stopped: bool) -> Conclusion:
+        """Bring manifest and summaries up to date, and save the baseline asked for."""
+        return conclude(self.store, self._options, interrupted=interrupted, stopped=stopped)
 
     def record_crash(self, nodeid: str, worker: str, rootpath: Path) -> list[Outcome]:
         """Record an item and what its dead xdist worker was measuring as crashed, so that none measures it again."""

@@ -32,7 +32,7 @@ from pytest_llem.session.collection import (
 )
 from pytest_llem.session.run import STUDY_PLUGIN, named, run_identity, study_files, without_garbage_collection
 from pytest_llem.session.session import LlemSession
-from pytest_llem.session.study_tests import outcome_for, usable
+from pytest_llem.session.study_tests import outcome_for, skip_unless_raced, usable
 from pytest_llem.session.xdist.reports import Crashes, ItemCount, ReportSerialisation
 from pytest_llem.session.xdist.scheduling import choose_scheduling, is_distributed, refuse_in_worker
 
@@ -107,7 +107,7 @@ class StudyPlugin:
         options, config = self.session.options, self._config
         shard = options.shard
         if shard is not None:
-            deselect(config, items, lambda cycle: not shard.holds(cycle))
+            deselect(config, items, lambda cycle: cycle is not None and not shard.holds(cycle))
         asked = config.args_source is pytest.Config.ArgsSource.ARGS or config.option.keyword or config.option.markexpr
         if options.explicit and not asked:
             deselect(config, items, lambda _: True)
@@ -150,8 +150,18 @@ class StudyPlugin:
 
     def results_for(self, item: pytest.Item, cycles: Sequence[ExperimentCycle]) -> list[Result]:
         """The results of cycles for a user's test; skips or fails it as `study_tests.usable` says."""
+        for cycle in cycles:
+            skip_unless_raced(item, self.session, cycle)
         outcomes = [outcome_for(item, self.session, cycle) for cycle in cycles]
         return [usable(outcome, item, self.session, cycle) for outcome, cycle in zip(outcomes, cycles, strict=True)]
+
+    def cycles_of(self, experiment: ExperimentCycle) -> list[ExperimentCycle]:
+        """All cycles of an experiment that its study asks for, or that a race over its settings needs."""
+        return (
+            experiment.cycles()
+            if experiment.study.optimize is None
+            else self.session.results.races.cycles_of(experiment)
+        )
 
     def finish(self, session: pytest.Session) -> None:
         """Release the runners; in the controller, write the run's manifest and summaries."""

@@ -7,15 +7,19 @@ of tests are part of node ids, and users' CI reads those of the properties, so n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from pytest_llem.errors import LlemError, StoreError, WriteError
+from pytest_llem.session.experiment_cycle import study_answered
 
 if TYPE_CHECKING:
+    from pytest_llem.results.optimize_record import OptimizeRecord
     from pytest_llem.results.schema import Result
     from pytest_llem.results.state import Outcome
     from pytest_llem.results.summary import MetricSummary
@@ -39,7 +43,10 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
     An invalid one is skipped with reasons, unless strict; a search's window whose load was too much is an answer.
     """
     execution = llem_cycle.study.execution
-    precise = llem_session.results.precise_before(llem_cycle) if llem_cycle.optional else None
+    races = llem_cycle.study.optimize is not None
+    if races:
+        skip_unless_raced(request.node, llem_session, llem_cycle)
+    precise = llem_session.results.precise_before(llem_cycle) if llem_cycle.optional and not races else None
     if precise is not None:
         pytest.skip(
             f"precise enough: {execution.headline} ±{execution.target_ci:.2%} (95 %, scatter alone) "
@@ -52,6 +59,8 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
             pytest.fail(message(given_up), pytrace=False)
         pytest.skip(f"not needed: {answer}")
     outcome = outcome_for(request.node, llem_session, llem_cycle)
+    if races:
+        llem_session.results.races.look(llem_cycle.study)
     figures = llem_session.results.figures(llem_cycle)
     _set_properties(request.node, experiment_properties(figures, execution.headline))
     if outcome.state == "invalid" and llem_session.results.tells_of_load(llem_cycle, outcome):
@@ -90,13 +99,67 @@ def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_ex
         unless_none_is_valid(llem_session, llem_experiment, report.skip_reason())
 
 
-def outcome_for(item: pytest.Item, session: LlemSession, cycle: ExperimentCycle) -> Outcome:
-    """The outcome of a cycle, measured if it has not been yet, which becomes the item's properties."""
+def test_optimum(request: pytest.FixtureRequest, llem_session: LlemSession) -> None:
+    """Say which of a study's settings is best, measuring what the race over them needs and has not got.
+
+    It fails where no setting keeps the limits, or none could be measured. Where the answer is not certain enough it is
+    skipped, or fails when strict.
+    """
+    study = study_answered(request.node)
+    assert study is not None, "a study's file alone has this test"
+    with _unless_unwritable(request.node):
+        record = llem_session.results.races.finish(study)
+    if record is None:
+        _inconclusive(
+            llem_session, "fewer than two of the study's settings are selected: there is nothing to choose from"
+        )
+    _set_properties(request.node, optimum_properties(record))
+    told = "\n".join(record.lines())
+    if not record.best:
+        pytest.fail(told, pytrace=False)
+    if record.status != "found":
+        _inconclusive(llem_session, told if llem_session.options.strict else record.sentence)
+
+
+def _inconclusive(session: LlemSession, reason: str) -> NoReturn:
+    if session.options.strict:
+        pytest.fail(f"inconclusive: {reason}", pytrace=False)
+    pytest.skip(f"inconclusive: {reason}")
+
+
+def skip_unless_raced(item: pytest.Item, session: LlemSession, cycle: ExperimentCycle) -> None:
+    """Skip a test of a cycle that the race over its study's settings does not need, with the reason.
+
+    The first one after a setting whose cycles were all invalid fails, as the last of them does without a race.
+    """
+    if cycle.study.optimize is None or cycle.cycle is None:
+        return
+    results = session.results
+    with _unless_unwritable(item):
+        reason = results.races.not_needed(cycle)
+    if reason is None:
+        return
+    before = (replace(cycle, cycle=number) for number in range(1, cycle.cycle))
+    needed = [each for each in before if results.races.not_needed(each) is None]
+    if needed and needed[-1].cycle == cycle.cycle - 1 and results.none_valid(needed, ("invalid",)):
+        pytest.fail(f"no cycle of this experiment is valid; {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@contextmanager
+def _unless_unwritable(item: pytest.Item) -> Iterator[None]:
+    """End the run where results cannot be kept any more, and fail the item."""
     try:
-        outcome = session.results.get_or_measure(cycle, retried=True)
+        yield
     except WriteError as error:
         _end_if_unwritable(item, error)
         raise pytest.fail.Exception(str(error), pytrace=False) from None
+
+
+def outcome_for(item: pytest.Item, session: LlemSession, cycle: ExperimentCycle) -> Outcome:
+    """The outcome of a cycle, measured if it has not been yet, which becomes the item's properties."""
+    with _unless_unwritable(item):
+        outcome = session.results.get_or_measure(cycle, retried=True)
     _end_if_unwritable(item, outcome.error)
     _set_properties(item, properties(outcome, item.config.rootpath, cycle.study.execution.headline))
     return outcome
@@ -192,4 +255,24 @@ def experiment_properties(figures: Mapping[str, MetricSummary], headline: str) -
             if name in OF_ANSWERS and figure.low is not None and figure.high is not None:
                 entries.append((f"llem_experiment_{name}_low", float(figure.low)))
                 entries.append((f"llem_experiment_{name}_high", float(figure.high)))
+    return entries
+
+
+def optimum_properties(record: OptimizeRecord) -> list[Property]:
+    """What a race found as JUnit properties; what it did not find is absent."""
+    entries: list[Property] = [
+        ("llem_study", record.study),
+        ("llem_optimum_status", record.status),
+        ("llem_optimum_set", ", ".join(record.best)),
+        ("llem_optimum_cycles", record.measured),
+    ]
+    if record.recommended is not None:
+        entries.append(("llem_optimum", record.recommended))
+        value = record.settings[record.recommended].value
+        if value is not None:
+            entries.append((f"llem_optimum_{record.metric}", value))
+    if record.regret_high is not None:
+        entries.append(("llem_optimum_regret_high", record.regret_high))
+    if record.rests_on is not None:
+        entries.append(("llem_optimum_rests_on", record.rests_on))
     return entries

@@ -49,7 +49,8 @@ def _scalar(alternative: Alternative, axis: str) -> JsonValue:
     above, _, part = axis.rpartition(".")
     if above == path and isinstance(value, Mapping):  # an axis of one part of it
         value = value[part]
-        value = int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 350 W, which the setting's type has made 350.0
     return value if isinstance(value, (bool, int, float, str)) else _shown(value)
 
 

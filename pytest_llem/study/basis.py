@@ -1,4 +1,4 @@
-"""What metrics are made of that a study may not have: limits of an SLO, the search for a largest load, and scores.
+"""What metrics are made of that a study may not have: limits of an SLO, a searched load, scores, and times of tokens.
 
 The loader asks it about gates and the headline, which would else be undecided for ever, and say so only after
 everything was measured. A study without such metrics must not pay for it: it may have a hundred thousand experiments.
@@ -6,7 +6,7 @@ everything was measured. A study without such metrics must not pay for it: it ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
@@ -19,6 +19,8 @@ from pytest_llem.study.search import EXAMPLE, RATE
 
 SCORED = ("workload.score", "workload.task")
 """Settings of which either has answers scored."""
+TOKEN_LATENCIES = ("ttft", "tpot", "itl")
+"""What the names of latencies begin with that take the moments at which tokens come."""
 MAX_SHOWN_IDS = 5
 """Chosen: enough ids to recognise the pattern of a failing sweep, few enough for one line."""
 
@@ -29,6 +31,13 @@ class _Basis:
     is_there: Callable[[Experiment], bool]
     lacking: str
     fix: str
+
+
+def _shows_tokens(experiment: Experiment) -> bool:
+    settings = experiment.flat_settings
+    if settings.get("engine") == "openai":
+        return settings.get("openai.stream") is not False
+    return settings.get("engine") != "transformers" or settings.get("transformers.num_beams") in (None, 1)
 
 
 _BASES = (
@@ -50,18 +59,29 @@ _BASES = (
         "counts right answers, and none are scored in",
         "score them, for example workload: {answer_column: answer, score: exact}",
     ),
+    _Basis(
+        lambda metric: metric.partition("_")[0] in TOKEN_LATENCIES,
+        _shows_tokens,
+        "takes the moments at which tokens come, and nobody sees these in",
+        "leave openai.stream on and transformers.num_beams at 1, or take a latency e2el_... instead",
+    ),
 )
 
 
-def lacking(experiments: Sequence[Experiment], headline: JsonValue) -> Iterator[tuple[str, str, str]]:
+def lacking(
+    experiments: Sequence[Experiment], headline: JsonValue, needed: Iterable[tuple[str, str]] = ()
+) -> Iterator[tuple[str, str, str]]:
     """Settings on a metric whose basis experiments lack, each with the problem and its remedy.
 
-    A gate needs it in every experiment that it judges, the `headline` that a study writes in one.
+    A gate needs it in every experiment that it judges, what is `needed` (settings with their metric) in all, and the
+    `headline` that a study writes in one.
     """
+    everywhere = list(needed)
     gates = {id(each.gates): each.gates for each in experiments}
     for basis in _BASES:
         asked = {
-            key: [setting for setting, metric in _judged(one) if basis.is_for(metric)] for key, one in gates.items()
+            key: [setting for setting, metric in (*_judged(one), *everywhere) if basis.is_for(metric)]
+            for key, one in gates.items()
         }
         is_headline = headline is not None and basis.is_for(str(headline))
         if not is_headline and not any(asked.values()):

@@ -271,18 +271,22 @@ def _check_mapping(declaration: type, value: dict[str, JsonValue]) -> dict[str, 
 def _bad_value(error: ValidationError, key: Key, value: JsonValue, skipped: int) -> BadValueError:
     detail = error.errors(include_url=False, include_context=True, include_input=False)
     words = [choice for o in options(key.hint) if get_origin(o) is Literal for choice in get_args(o)]
-    if isinstance(value, str) and words:
-        texts = [str(word) for word in words]
-        near = suggest(value, texts)
+    texts = [str(word) for word in words]
+    near = suggest(_CALLED.get(value.casefold(), value), texts) if isinstance(value, str) else None
+    if isinstance(value, str) and words and all(get_origin(o) is Literal or o is type(None) for o in options(key.hint)):
         return BadValueError(f"{kind(value)} is not accepted", f"{near or ''} use one of: {', '.join(texts)}".strip())
     names = tuple(value) if isinstance(value, dict) else ()
     inner = tuple(part for part in detail[0]["loc"][skipped:] if isinstance(part, int) or part in names)
     expected = [_EXPECTED.get(str(entry["type"]), _plain_message(str(entry["msg"]))) for entry in detail]
     given = _at(value, inner)
-    fix = "quote it" if "expected a text" in expected and isinstance(given, (bool, int, float)) else None
+    fix = near
+    if "expected a text" in expected and isinstance(given, (bool, int, float)):
+        fix = "quote it"
     if isinstance(given, (int, float)) and _takes_percent(key.hint) and 1 < given <= 100:
         fix = f"write {given:g}%, or {given / 100:g}"
-    return BadValueError(f"{' or '.join(dict.fromkeys(expected))}, got {kind(given)}", fix, inner)
+    first, *others = dict.fromkeys(expected)
+    either = " or ".join([first, *(other.removeprefix("expected ") for other in others)])
+    return BadValueError(f"{either}, got {kind(given)}", fix, inner)
 
 
 def _at(value: JsonValue, inner: tuple[str | int, ...]) -> JsonValue:
@@ -299,6 +303,8 @@ def _plain_message(message: str) -> str:
     return plain.removeprefix("Value error, ")
 
 
+_CALLED = {"gpu": "cuda", "nvidia": "cuda", "amd": "rocm", "hip": "rocm"}
+"""What people call a kind of device, which is near another one (`gpu` to `cpu`) or to none."""
 _EXPECTED = {
     "int_type": "expected an integer",
     "float_type": "expected a number",

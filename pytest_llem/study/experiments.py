@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.percentiles import STANDARD
+from pytest_llem.study.balanced import rows
 from pytest_llem.study.limits import Budget, Comparison
 from pytest_llem.study.model import (
     Execution,
@@ -31,7 +32,9 @@ from pytest_llem.study.model import (
     SourceText,
     SweptAxis,
 )
+from pytest_llem.study.optimize import Optimize
 from pytest_llem.study.problems import Locate, Location
+from pytest_llem.study.report_settings import ReportSettings
 from pytest_llem.study.search import SEARCH, Search
 
 if TYPE_CHECKING:
@@ -153,6 +156,8 @@ class Study:
     title: str | None
     experiments: Sequence[Experiment]
     execution: Execution
+    optimize: Optimize | None = None
+    """The race over the experiments that the study asks for."""
     runners: Mapping[str, str] = field(default_factory=dict)
     docker: Mapping[str, JsonValue] = field(default_factory=dict)
     """The section `docker`, checked; what it leaves out has its default in `DockerSettings`."""
@@ -163,6 +168,8 @@ class Study:
     """What the study sets of `job.config.Thresholds`, by name."""
     percentiles: tuple[float, ...] = STANDARD
     """Those of each latency that results state: chosen, or named by a gate or the headline."""
+    report: ReportSettings = field(default_factory=ReportSettings)
+    """What turns joules into grams and money where results are read; nothing that is measured depends on it."""
     tags: tuple[str, ...] = ()
     excluded: Sequence[OmittedPoint] = ()
     invalid: Sequence[OmittedPoint] = ()
@@ -174,6 +181,11 @@ class Study:
     files: Sequence[SourceText] = ()
     """The file itself, then its bases."""
     locate: Locate = field(default=lambda path, value=None: Location(path), repr=False, compare=False)
+
+    @property
+    def last_cycle(self) -> int:
+        """The number of the last cycle of an experiment that may be measured."""
+        return self.execution.last_cycle if self.optimize is None else self.optimize.max_cycles
 
     def point(self, experiment: Experiment) -> tuple[JsonValue, ...]:
         """The value of an experiment on each of the `axes`; `None` where it has none."""
@@ -212,11 +224,15 @@ class Study:
             first.setdefault(key, experiment)
         return list(first.values())
 
-    def schedule(self, cycles: int | None = None, order: Order | None = None) -> list[tuple[Experiment, int]]:
+    def schedule(
+        self, cycles: int | None = None, order: Order | None = None, among: Container[str] | None = None
+    ) -> list[tuple[Experiment, int]]:
         """Every experiment with every cycle (from 1), in the order to run.
 
         `sequential` finishes an experiment before the next; `interleaved` runs one cycle of each in turn; `shuffled`
-        does that in an order drawn for each cycle, seeded by the study's hash and so the same anywhere.
+        does that in an order drawn for each cycle, seeded by the study's hash and so the same anywhere; `balanced` in
+        the rows of a design, whose letters are drawn likewise. Where not all run here, it balances those whose ids are
+        `among` them; the others come after.
         """
         rounds = range(1, (cycles if cycles is not None else self.execution.cycles) + 1)
         order = order or self.execution.order
@@ -224,11 +240,24 @@ class Study:
             return [(experiment, cycle) for experiment in self.experiments for cycle in rounds]
         if order == "interleaved":
             return [(experiment, cycle) for cycle in rounds for experiment in self.experiments]
+        if order == "balanced":
+            return self._balanced(len(rounds), among)
         return [(experiment, cycle) for cycle in rounds for experiment in self._shuffled(cycle)]
 
-    def _shuffled(self, cycle: int) -> list[Experiment]:
+    def _balanced(self, cycles: int, among: Container[str] | None) -> list[tuple[Experiment, int]]:
+        letters: dict[int, list[Experiment]] = {}
+        found: list[tuple[Experiment, int]] = []
+        others = [each for each in self.experiments if among is not None and each.id not in among]
+        for cycle, (repetition, row) in enumerate(rows(len(self.experiments) - len(others), cycles), 1):
+            if repetition not in letters:
+                drawn = self._shuffled(repetition)
+                letters[repetition] = [each for each in drawn if among is None or each.id in among]
+            found += [(letters[repetition][place], cycle) for place in row]
+        return [*found, *((each, cycle) for each in others for cycle in range(1, cycles + 1))]
+
+    def _shuffled(self, number: int) -> list[Experiment]:
         # random() of a seeded generator is the one method whose sequence Python guarantees across versions.
-        draw = random.Random(int(self.study_hash, 16) + cycle).random
+        draw = random.Random(int(self.study_hash, 16) + number).random
         keys = [draw() for _ in self.experiments]
         return [self.experiments[index] for index in sorted(range(len(keys)), key=keys.__getitem__)]
 

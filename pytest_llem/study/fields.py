@@ -118,6 +118,11 @@ def find(path: str) -> Field | None:
     return item if item.kind == "map" and all(path.split(".")) else None
 
 
+ELSEWHERE_LIKENESS = 0.8
+"""Least likeness of a name in another section than an existing one that was written. Chosen: one slip in five letters;
+`iterations` of the warm-up was taken for the idle window's `duration_s`."""
+
+
 @cache
 def _paths_by_name() -> dict[str, list[str]]:
     paths: dict[str, list[str]] = {}
@@ -133,6 +138,8 @@ def suggest_path(path: str, beside: Iterable[str] = ()) -> str | None:
     children = section.children if section else tuple(name for name in table() if "." not in name)
     local = nearest(last, (*children, *beside)) if section or not above else None
     elsewhere = nearest(last, _paths_by_name())
+    if section and elsewhere is not None and elsewhere[0] < ELSEWHERE_LIKENESS:
+        elsewhere = None
     if local is not None and (elsewhere is None or local[0] >= elsewhere[0] - 0.1):
         return f"did you mean '{above}.{local[1]}'?" if above else f"did you mean '{local[1]}'?"
     if elsewhere is not None:

@@ -220,16 +220,18 @@ DROPPED: Mapping[str, str] = {
 }
 """Words without a counterpart that change no measurement, and why: they may stand, and a notice lists them."""
 
+_SCHEDULES: Mapping[str, tuple[str, str]] = {
+    "latin_square": ("balanced", "a Latin square, in which each experiment follows each other one as often"),
+    "reverse": ("shuffled", "another order that favours no experiment"),
+}
 _CACHE = "transformers takes it for a static cache"
 REPLACED: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "transformers.cache_implementation": {
         **dict.fromkeys(("sliding_window", "hybrid", "hybrid_chunked"), ("static", _CACHE)),
         **dict.fromkeys(("offloaded_hybrid", "offloaded_hybrid_chunked"), ("offloaded_static", _CACHE)),
     },
-    **dict.fromkeys(
-        ("execution.experiment_order", "execution.cycle_order"),
-        dict.fromkeys(("latin_square", "reverse"), ("shuffled", "another order that favours no experiment")),
-    ),
+    "execution.experiment_order": _SCHEDULES,
+    "execution.cycle_order": _SCHEDULES,
 }
 """Values without a counterpart, by word: what is taken instead to the same effect, and why; the notice lists them.
 

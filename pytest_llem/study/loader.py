@@ -12,11 +12,14 @@ from pathlib import Path
 
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import AskedKind
 from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.study import parts
 from pytest_llem.study.axes import swept_axes
 from pytest_llem.study.basis import MAX_SHOWN_IDS, lacking
 from pytest_llem.study.declared import keys_of
+from pytest_llem.study.device_rules import KIND as DEVICE_KIND
+from pytest_llem.study.device_rules import on_device
 from pytest_llem.study.experiments import Experiment, Study
 from pytest_llem.study.fields import (
     FlatSettings,
@@ -32,6 +35,7 @@ from pytest_llem.study.limits import Comparison, overriding
 from pytest_llem.study.listed import Entry, Listed
 from pytest_llem.study.model import Gates, Notice, Overrides
 from pytest_llem.study.naming import slug
+from pytest_llem.study.optimize import Optimize
 from pytest_llem.study.points import MAX_POINTS, Points, Sweep, TooManyPointsError
 from pytest_llem.study.problems import Location, Problem, UnreadableError, study_error, suggest_or_list
 from pytest_llem.study.schema import EntryHead, ExplicitExperiment, StudyDocument, StudyHead
@@ -40,6 +44,7 @@ from pytest_llem.study.shipped import study_file
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
 from pytest_llem.study.values import KeyPath, deep_merge, kind
+from pytest_llem.study.written_optimize import check_race, raced, read_optimize
 
 _PLAIN_KEYS = ("name", "title", "tags", "on_invalid", "percentiles", "runners", "meter")
 _ENTRY_ONLY = tuple(name for name in keys_of(ExplicitExperiment) if name not in table())
@@ -97,16 +102,23 @@ class _StudyLoader:
         gates = self._gates(data.get("expect"), data.get("compare"), head.tags, report)
         execution = parts.execution(data.get("execution"), self.execution, report)
         execution = parts.overridden(execution, self.overrides)
+        goal = read_optimize(data.get("optimize"), self.overrides, report, empty=self.sources.leaves_empty("optimize"))
+        if goal is not None:
+            execution = raced(goal, execution, data.get("execution"), self.overrides, report)
         parts.check_runners(head.runners, report)
         docker = parts.docker(data.get("docker"), directory, report)
         parts.follow_residual_memory(execution.residual_memory_bytes, docker, thresholds)
         ray = parts.ray(data.get("ray"), directory, report)
         parts.check_meter(head.meter, report)
+        impact = parts.report_settings(data.get("report"), report)
         axes, exclusions = self._axes(data)
         entries = self._entries(data, gates)
+        if self.overrides.device != "auto":
+            axes = self._on_device(self.overrides.device, axes, entries)
         chosen = self.percentiles if data.get("percentiles") is None else head.percentiles
         every = [gates, *(entry.gates for entry in entries)]
-        percentiles = parts.percentiles(chosen, [execution.headline, *parts.limited(every)], report)
+        named = [metric for _, metric in goal.settings()] if goal is not None else []
+        percentiles = parts.percentiles(chosen, [execution.headline, *named, *parts.limited(every)], report)
         self._check_models(axes, entries)
         self._stop_if_wrong()
         if self.sources.is_older:
@@ -123,7 +135,10 @@ class _StudyLoader:
         self._stop_if_wrong()
         skips_invalid = head.on_invalid == "skip"
         self._judge_invalid(skips_invalid, experiments)
-        self._require_basis(experiments)
+        swept = swept_axes(axes)
+        if goal is not None:
+            check_race(goal, experiments, swept, self.overrides, report)
+        self._require_basis(experiments, goal)
         self._note_inactive(experiments)
         return Study(
             name=name,
@@ -131,19 +146,21 @@ class _StudyLoader:
             title=head.title,
             experiments=experiments,
             execution=execution,
+            optimize=goal,
             runners=head.runners,
             docker=docker,
             ray=ray,
             meter=head.meter,
             thresholds=thresholds,
             percentiles=percentiles,
+            report=impact,
             tags=head.tags,
             excluded=self.points.excluded,
             invalid=self.points.invalid,
             duplicates=self.points.duplicates,
             skips_invalid=skips_invalid,
             notices=self.notices,
-            axes=swept_axes(axes),
+            axes=swept,
             files=[document.as_read() for document in self.sources.documents],
             locate=self.sources.locate_setting,
         )
@@ -221,6 +238,17 @@ class _StudyLoader:
             return []
         return [self._entry(entry, ("experiments", index), data, shared) for index, entry in enumerate(entries)]
 
+    def _on_device(self, kind: AskedKind, axes: Sequence[Axis], entries: Sequence[Entry]) -> list[Axis]:
+        """Have the kind of device of the command line wherever the study leaves it open, as if it said so itself."""
+        if self.shared.get(DEVICE_KIND, "auto") == "auto":
+            self.shared[DEVICE_KIND] = kind
+        for entry in entries:
+            entry.settings = on_device(kind, entry.settings)
+        told = [
+            [replace(each, settings=tuple(on_device(kind, each.settings))) for each in a.alternatives] for a in axes
+        ]
+        return [replace(axis, alternatives=tuple(each)) for axis, each in zip(axes, told, strict=True)]
+
     def _entry(self, entry: JsonValue, key_path: KeyPath, data: Mapping[str, JsonValue], shared: Gates) -> Entry:
         report = self.sources.report
         if not isinstance(entry, Mapping):
@@ -272,17 +300,20 @@ class _StudyLoader:
                 more = f" and {len(ids) - MAX_SHOWN_IDS} more" if len(ids) > MAX_SHOWN_IDS else ""
                 text = f"invalid: {', '.join(ids[:MAX_SHOWN_IDS])}{more}: {reason}"
                 self.sources.problems.append(Problem(location, text))
-            hint = "or exclude the points, or set on_invalid: skip"
+            swept = isinstance(self.sources.data.get("sweep"), Mapping)
+            hint = f"{'or exclude the points, ' * swept}or set on_invalid: skip"
+            if self.overrides.device != "auto":
+                hint += f"; for another kind of device, leave --llem-device={self.overrides.device} out"
             self.sources.problems[-1] = replace(self.sources.problems[-1], fix=hint)
         elif not experiments:
             what = "excluded or invalid" if invalid else "excluded"
             self.sources.report(("sweep",), f"nothing is left to run: every point is {what}", "relax exclude", True)
         self._stop_if_wrong()
 
-    def _require_basis(self, experiments: Sequence[Experiment]) -> None:
+    def _require_basis(self, experiments: Sequence[Experiment], goal: Optimize | None) -> None:
         execution = self.sources.data.get("execution")
         headline = execution.get("headline") if isinstance(execution, Mapping) else None
-        for setting, text, fix in lacking(experiments, headline):
+        for setting, text, fix in lacking(experiments, headline, () if goal is None else goal.settings()):
             self.sources.problems.append(Problem(self.sources.locate_setting(setting), text, fix))
         self._stop_if_wrong()
 

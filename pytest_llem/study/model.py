@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import AskedKind
 from pytest_llem.job.metric_names import HEADLINE
 from pytest_llem.job.setting import Fraction, Limits, Name, NonNegativeFloat, NonNegativeInt, PositiveFloat, setting
 from pytest_llem.study.limits import Budget, Comparison
@@ -17,7 +18,7 @@ from pytest_llem.study.problems import Location
 
 Keyword = str | int | bool
 FlatSettings = dict[str, JsonValue]
-Order = Literal["sequential", "interleaved", "shuffled"]
+Order = Literal["sequential", "interleaved", "shuffled", "balanced"]
 Isolation = Literal["process", "experiment", "load"]
 
 
@@ -52,9 +53,10 @@ class Execution:
 
 @dataclass(frozen=True)
 class Overrides:
-    """Values of the command line that stand above a study's."""
+    """Values of the command line that stand above a study's; `device` stands for a `device.kind` of auto."""
 
     cycles: int | None = None
+    device: AskedKind = "auto"
     order: str | None = None
     fail_if: Mapping[str, str] = field(default_factory=dict)
 

@@ -19,11 +19,13 @@ from pytest_llem.job.config import Thresholds
 from pytest_llem.job.files import expanded, found
 from pytest_llem.job.metric_names import ACCURACY, metric_name, percentile_of
 from pytest_llem.job.percentiles import problems, written
+from pytest_llem.job.wire import decode
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.fields import Report
 from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_budget, parse_fail_if
 from pytest_llem.study.model import Execution, Gates, Overrides
 from pytest_llem.study.problems import suggest, suggest_or_list
+from pytest_llem.study.report_settings import ReportSettings
 from pytest_llem.study.runner_settings import ACCEPTED_RUNNERS, DockerSettings, RaySettings, runner_problem
 from pytest_llem.study.schema import Compare
 from pytest_llem.study.values import KeyPath, kind
@@ -201,6 +203,27 @@ def _absolute(value: JsonValue, directory: Path) -> JsonValue:
         return value
     path = found(str(directory / expanded(value)))
     return str(path.resolve()) if path is not None else value
+
+
+NEEDED = {
+    "grid_gco2e_per_kwh": ("source", 'source: "publisher, grid, year"'),
+    "price_per_kwh": ("currency", "currency: EUR"),
+}
+"""What a number of the section `report` is worth nothing without."""
+
+
+def report_settings(data: JsonValue, report: Report) -> ReportSettings:
+    """The section `report`. A bare number, of which nobody could tell the source or currency, is refused."""
+    given: JsonValue = data
+    if isinstance(data, Mapping):
+        bare = {key: value for key, value in data.items() if key in NEEDED and type(value) in (int, float)}
+        for key, value in bare.items():
+            missing, example = NEEDED[key]
+            text = f"report.{key}: {value:g} has no {missing}, without which nobody can use the figures"
+            report(("report", key), text, f"write {key}: {{value: {value:g}, {example}}}", False)
+        given = {key: value for key, value in data.items() if key not in bare}
+    checked = check_section(ReportSettings, given, report, ("report",))
+    return decode(ReportSettings, checked)
 
 
 def validity(data: Mapping[str, JsonValue], report: Report) -> tuple[Mapping[str, JsonValue], dict[str, float]]:

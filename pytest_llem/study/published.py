@@ -16,8 +16,9 @@ from pytest_llem.study.canonical import INACTIVITY_RULES, PRESETS
 from pytest_llem.study.declared import Key, is_section, keys_of, model_of, options, published_name, summary
 from pytest_llem.study.llenergymeasure import DROPPED, REFUSED, RENAMES, REPLACED
 from pytest_llem.study.model import Execution
+from pytest_llem.study.report_settings import ReportSettings
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
-from pytest_llem.study.schema import Compare, ExperimentSettings, StudyDocument, UserFile
+from pytest_llem.study.schema import Compare, ExperimentSettings, OptimizeSettings, StudyDocument, UserFile
 
 HEAD = """# Configuration reference
 
@@ -40,6 +41,8 @@ def _lines() -> Iterator[str]:
     for title, part in (
         ("execution", Execution),
         ("compare", Compare),
+        ("report", ReportSettings),
+        ("optimize", OptimizeSettings),
         ("docker", DockerSettings),
         ("ray", RaySettings),
         ("measurement.validity", Thresholds),

@@ -1,7 +1,7 @@
 """Combinations of settings that no engine can run, as rules by which `loader` and `points` refuse them.
 
-Those of questions are in `question_rules`, those of servers in `server_rules`. What a rule returns must name both
-settings and say what to change.
+Those of questions are in `question_rules`, of servers in `server_rules`, of devices in `device_rules`. What a rule
+returns must name both settings and say what to change.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pytest_llem.engines.info import EngineInfo
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import SYNTHETIC
 from pytest_llem.study.canonical import LIMITS, Get, is_synthetic, section_of
+from pytest_llem.study.device_rules import DEVICE_RULES
 from pytest_llem.study.question_rules import QUESTION_RULES
 from pytest_llem.study.rule import Rule, refused
 from pytest_llem.study.search import ARRIVAL, CLIENT, IN_FLIGHT, RATE, SEARCH, Search
@@ -294,6 +295,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _never("tensorrt_llm.backend", _is("pytorch", None), "tensorrt_llm.fast_build", _is(True), "use backend: tensorrt"),
     *SERVER_RULES,
+    *DEVICE_RULES,
     *(
         _never("openai.extra.stop", _is_set, path, bool, "name every stop string in workload.stop")
         for path in ("workload.stop", "workload.task")

@@ -13,12 +13,14 @@ from typing import Annotated, Literal, TypeVar
 
 from pytest_llem.engines import shipped_engines
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.config import CommonSettings, Decoding, MeasurementSettings, ModelChoice, Thresholds
+from pytest_llem.job.config import AskedKind, CommonSettings, Decoding, MeasurementSettings, ModelChoice, Thresholds
 from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.job.setting import Limits, Name, section, setting
 from pytest_llem.study.declared import model_of
 from pytest_llem.study.limits import Match
 from pytest_llem.study.model import Execution
+from pytest_llem.study.optimize import Certainty
+from pytest_llem.study.report_settings import ReportSettings
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 
 T = TypeVar("T")
@@ -87,6 +89,22 @@ class Compare:
 
 Expect = Mapping[str, str | float]
 Percentile = Annotated[float, Limits(gt=0, lt=100)]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the best setting is best in, and what it must keep."""
+
+    minimize: Name | None = setting(None, "Metric of which the best has least.", ["joules_per_output_token"])
+    maximize: Name | None = setting(None, "Metric of which the best has most.", ["output_tokens_per_s"])
+    subject_to: Expect = section(
+        dict, "Limits that a setting must keep, per metric.", [{"ttft_p99_s": "<= 0.5", "accuracy": ">= 60%"}]
+    )
+
+
+@dataclass(frozen=True)
+class OptimizeSettings(Certainty, Objective):
+    """A race over the study's settings: which is best in a metric, within limits of others."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +185,8 @@ class StudyDocument(SharedSettings, StudyHead):
     execution: Execution = section(Execution, "Cycles, order, limits.")
     expect: Expect = section(dict, "Budgets.", [{"joules_per_output_token": "<= 0.5"}])
     compare: Compare = section(Compare, "Comparison with a baseline.")
+    report: ReportSettings = section(ReportSettings, "Grams of CO2e and money beside joules.")
+    optimize: OptimizeSettings = section(OptimizeSettings, "Which setting is best, found by a race over all of them.")
 
 
 @dataclass(frozen=True)
@@ -175,6 +195,7 @@ class UserFile:
 
     out: Name = setting("llem-results", "Directory of the artifacts.")
     meter: Name = setting("auto", "auto, a meter's name, or none.")
+    device: AskedKind = setting("auto", "Kind of device of experiments that leave `device.kind` auto.")
     baseline_dir: Name = setting("llem-baselines", "Directory of saved baselines.")
     run: Literal["always", "explicit"] = setting("always", "Whether plain pytest runs tests that need a result.")
     strict: bool = setting(False, "Inconclusive and not-comparable gates fail instead of being skipped.")

@@ -41,7 +41,7 @@ RESERVED_VARIABLES = (
 """Variables that other modules read; they are no settings of a run."""
 
 
-_PLAIN = ("out", "meter", "baseline_dir", "run", "strict")
+_PLAIN = ("out", "meter", "device", "baseline_dir", "run", "strict")
 _EXECUTION = ("cycles", "order")
 
 
@@ -75,9 +75,12 @@ class Settings:
         yield from self.runners.values()
 
     def overrides(self, fail_if: Mapping[str, str] | None = None) -> Overrides:
-        """What stands above a study: cycles and order from the command line, the environment or the ini file."""
+        """What stands above a study: cycles and order from the command line, the environment or the ini file.
+
+        The kind of device does so for experiments that leave it open, whatever its source.
+        """
         above = {name: self.values[name].value for name in _EXECUTION if self.values[name].source in ABOVE_STUDY}
-        return Overrides(fail_if=fail_if or {}, **above)  # type: ignore[arg-type]  # checked when they were gathered
+        return Overrides(fail_if=fail_if or {}, device=self["device"], **above)  # type: ignore[arg-type]  # checked when they were gathered
 
 
 def user_file() -> Path:

@@ -59,6 +59,10 @@ class Sources:
         for index, entry in enumerate(experiments if isinstance(experiments, list) else ()):
             yield from _written(entry, path, ("experiments", index))
 
+    def leaves_empty(self, key: str) -> bool:
+        """Whether a key is written without a value, which takes away no base's either."""
+        return key in self.data and all(document.data.get(key) is None for document in self.documents)
+
     def report(self, path: KeyPath, text: str, fix: str | None = None, at_key: bool = False) -> None:
         """Note a problem with what stands at `path`. Raises `UnreadableError` when there are `MAX_PROBLEMS`."""
         self.problems.append(Problem(self.locate(path, key=at_key), text, fix))

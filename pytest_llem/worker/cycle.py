@@ -99,8 +99,8 @@ def _metering(job: Job, job_dir: JobDir) -> Iterator[Metering]:
     metering = Metering(meter, job_dir.samples)
     metering.notes += [server.elsewhere] if server.elsewhere is not None and job.meter.name != "none" else []
     with TemporaryDirectory() as here:
-        if on_host and job.devices.kind == "cuda" and server.elsewhere is None:
-            metering.watch(job.devices.uuids, Path(here, "samples.jsonl"))
+        if on_host and job.devices.on_gpu and server.elsewhere is None:
+            metering.watch(job.devices, Path(here, "samples.jsonl"))
         try:
             yield metering
         finally:
@@ -121,9 +121,9 @@ def _measure(
     loaded: bool,
 ) -> Measurement:
     config, settings, arrival = job.config, job.config.measurement, job.config.workload.arrival
-    on_gpu = job.devices.kind == "cuda"
+    on_gpu = job.devices.on_gpu
     is_metered = job.meter.name != "none"
-    period_s = metering.period_s(job)
+    period_s = metering.period_s(job.devices, job.meter.name)
     idle_s = idle_padding_s(period_s, metering.settle_s()) if period_s is not None else 0.0
     recorder = WindowRecorder(events, metering.meter, idle_s)
 
@@ -348,9 +348,9 @@ def work_notes(
 
 
 RECORDED_VARIABLES = (
-    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HF_HUB_OFFLINE", "KMP_AFFINITY", "MALLOC_ARENA_MAX",
-    "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF",
-    "TOKENIZERS_PARALLELISM",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HF_HUB_OFFLINE", "HIP_VISIBLE_DEVICES", "KMP_AFFINITY",
+    "MALLOC_ARENA_MAX", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF", "TOKENIZERS_PARALLELISM",
 )  # fmt: skip
 """Variables that change how an engine runs; none of them can hold a secret."""
 

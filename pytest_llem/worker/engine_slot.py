@@ -13,11 +13,12 @@ from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.gpu_setting import SETTING_NAMES
 from pytest_llem.job.job import Job
 from pytest_llem.job.wire import encode
 
-ALWAYS_FREE = ("measurement", "slo")
-"""Sections of a configuration that no engine sees."""
+ALWAYS_FREE = ("measurement", "slo", *(f"device.{name}" for name in SETTING_NAMES))
+"""What of a configuration no engine sees."""
 
 
 class EngineSlot:

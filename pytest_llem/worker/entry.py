@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pytest_llem.engines import engine_info
 from pytest_llem.engines.refusals import hidden_module
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, OutOfMemoryError
 from pytest_llem.job.events import EVENT_PREFIX, EventLog
@@ -23,6 +24,7 @@ from pytest_llem.job.measurement import write_measurement
 from pytest_llem.job.wire import decode
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.engine_slot import EngineSlot
+from pytest_llem.worker.pinning import pin
 
 MESSAGE_LENGTH = 4000
 """Characters. Chosen: a terminal page; the log has all of it."""
@@ -47,6 +49,8 @@ def run_job(
     try:
         job = load_job(source.job)
         os.environ.update(job.environment)
+        if not engine_info(job.config.engine).serves_over_http:  # there it is the server that is pinned
+            pin(job.config.device, in_container=isolation == "container")
         from pytest_llem.worker.cycle import run_cycle
 
         measurement = run_cycle(job, target, events, start_method=start_method, isolation=isolation, slot=slot)

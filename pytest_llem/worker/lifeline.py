@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ SWEEPS = 100
 
 SECRETS = "/llem/secrets.json"
 """Variables for a container's program that its environment, which `docker inspect` shows, must not hold."""
+
+MARKS = ("LLEM_LIFELINE", "LLEM_FORK_SERVER")
+"""The variables by which what a node's task, or a fork server, has started is found and killed."""
 
 SHELL_NOT_FOUND = 127
 """Exit code of a POSIX shell for a command that is not found."""
@@ -118,6 +121,11 @@ def with_secrets() -> dict[str, str]:
     with contextlib.suppress(FileNotFoundError):
         return {**os.environ, **json.loads(Path(SECRETS).read_text(encoding="utf-8"))}
     return dict(os.environ)
+
+
+def unmarked(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that must outlive whoever starts it."""
+    return {name: value for name, value in environment.items() if name not in MARKS}
 
 
 def wait_for_end(descriptor: int) -> None:

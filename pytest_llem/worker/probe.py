@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def main(engine: str, modules: list[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "missing": [name for name in needed if importlib.util.find_spec(name) is None],
         "version": _version(needed[-1]),
-        "torch_cuda": _torch_cuda(),
+        "torch_cuda": _torch_built_with("cuda"),
+        "torch_build": torch_build(),
         "shm_bytes": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         "writable": _writable("/llem/cache"),
         "uid": os.getuid(),
@@ -55,17 +57,31 @@ def _version(module: str) -> str | None:
         return None
 
 
-def _torch_cuda() -> str | None:
-    """The CUDA that torch was built with, read from its version file: importing torch takes seconds."""
+@cache
+def torch_build() -> str | None:
+    """The kind of device that torch was built for, as `device.kind` names it; `None` without torch."""
+    if _torch_version_file() is None:
+        return None
+    kinds = {"cuda": "cuda", "hip": "rocm"}
+    return next((kind for library, kind in kinds.items() if _torch_built_with(library) is not None), "cpu")
+
+
+def _torch_built_with(library: str) -> str | None:
+    """The version of `cuda` or `hip` that torch was built with."""
+    source = _torch_version_file() or ""
+    match = re.search(rf"^{library}\b[^=\n]*=\s*['\"]([\d.]+)", source, re.MULTILINE)
+    return match[1] if match else None
+
+
+def _torch_version_file() -> str | None:
+    """What torch says of its build, read from its file: importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
     try:
-        source = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+        return (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     except OSError:
         return None
-    match = re.search(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", source, re.MULTILINE)
-    return match[1] if match else None
 
 
 def _writable(directory: str) -> bool:

@@ -22,7 +22,7 @@ from pytest_llem.energy.window_edges import UNCALIBRATED_SETTLE_NS, lag_of
 from pytest_llem.engines.protocol import Completion, Engine
 from pytest_llem.errors import MeterError
 from pytest_llem.job.events import EventLog
-from pytest_llem.job.job import Job
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.measurement import EnergyReport, Window
 from pytest_llem.job.report import Note
 
@@ -118,13 +118,13 @@ class Metering:
             meter.start()
             self._running = True
 
-    def period_s(self, job: Job) -> float | None:
-        """The period of the metered counter's steps in seconds; `None` where padding would gain nothing."""
-        if job.devices.kind != "cuda" or job.meter.name == "none":
+    def period_s(self, devices: DeviceSet, name: str) -> float | None:
+        """The period of the counter's steps under a meter, in seconds; `None` where padding would gain nothing."""
+        if devices.kind != "cuda" or name == "none":
             return None
         if self.meter is None:
             # It runs on the host: only its name is known here, and an image may lack what importing it needs.
-            return ASSUMED_PERIOD_S if job.meter.name in ("auto", "nvml") else None
+            return ASSUMED_PERIOD_S if name in ("auto", "nvml") else None
         if not self.meter.steps_visibly:
             return None
         return max((known.period_ns / 1e9 for known in self.meter.calibrations()), default=ASSUMED_PERIOD_S)
@@ -141,10 +141,11 @@ class Metering:
         self._running = False
         return checked.account(self.meter, recorder.windows)
 
-    def watch(self, uuids: Sequence[str], samples: Path) -> None:
+    def watch(self, devices: DeviceSet, samples: Path) -> None:
         """Read GPUs here as well until `end_watch`, as their meter is elsewhere; nothing where that cannot be done."""
         with suppress(MeterError):
-            self._watch = SamplerProcess(samples, uuids)
+            library = "nvml" if devices.kind == "cuda" else "amdsmi"
+            self._watch = SamplerProcess(samples, devices.uuids, library=library)
             self.samples = samples
 
     def end_watch(self) -> None:

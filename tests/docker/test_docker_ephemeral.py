@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,11 +20,13 @@ from pytest_llem.containers.errors import translate_docker_error
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.energy.protocol import Meter
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import DeviceSettings
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, load_job
 from pytest_llem.job.measurement import EnergyReport, Window, read_measurement
 from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.study.runner_settings import DockerSettings
+from tests.timed import on_a_clock
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker
@@ -124,6 +127,21 @@ def test_what_the_container_is_created_with(
     assert "hf_thisisasecretvalue" not in json.dumps(seen), "without a network nobody needs the token"
 
 
+def test_a_container_has_the_cpus_and_the_memory_of_its_experiment(engine_image: str, make_job: MakeJob) -> None:
+    """Which CPUs a job names was nothing to its container."""
+    first = min(os.sched_getaffinity(0))
+    job, job_dir = make_job()
+    device = DeviceSettings(kind="cpu", cpus=str(first), numa_node=0)
+    job = replace(job, config=replace(job.config, device=device))
+    runner = DockerRunner(RunnerSpec("docker", "study", image=engine_image), DockerSettings())
+
+    report = runner.run(job, job_dir, lambda event: None)
+    runner.close()
+
+    assert read_measurement(job_dir.measurement).environment["cpus_allowed"] == 1
+    assert (report.facts["cpuset_cpus"], report.facts["cpuset_mems"]) == (str(first), "0")
+
+
 def test_the_workers_own_error_is_kept(engine_image: str, make_job: MakeJob) -> None:
     _, job_dir, events = run(engine_image, make_job, "raise")
 
@@ -163,6 +181,7 @@ def test_running_out_of_host_memory_is_told_from_other_kills(engine_image: str, 
     assert "memory" in str(error["fix"])
 
 
+@on_a_clock
 @pytest.mark.parametrize(
     ("limits", "said"),
     [

@@ -83,7 +83,7 @@ def test_the_default_image_is_the_publishers_unless_the_own_one_is_present(
     client.images.get(base_image).tag(own_image("sglang"))
     try:
         after = default_image(client, "sglang")
-        doctor.run(argparse.Namespace(calibrate=False, json=True))
+        doctor.run(argparse.Namespace(calibrate=False, json=True, restore=False))
     finally:
         client.images.remove(own_image("sglang"))
 

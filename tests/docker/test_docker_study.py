@@ -48,7 +48,10 @@ def run(
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
     (place / "boxed.yaml").write_text(STUDY.format(scripts=scripts, more=more, workload=workload))
     environment = {**os.environ, "PYTHONPATH": str(place / "site"), "LLEM_LEASE_DIR": str(place / "leases")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llem-study=boxed.yaml", *arguments]
+    # Plugins of others have tests/plugin/test_other_plugins.py.
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    command = [sys.executable, "-m", "pytest", "-p", "llem", "-p", "no:cacheprovider"]
+    command += ["--llem-study=boxed.yaml", *arguments]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
     assert list(place.glob("llem-results/*/run.json")), done.stdout + done.stderr
     return done, max(place.glob("llem-results/*/run.json"), key=lambda path: path.stat().st_mtime_ns).parent
@@ -86,12 +89,11 @@ def test_answers_come_back_from_the_container_and_are_scored_outside(place: Path
     (place / "q.jsonl").write_text('{"question": "four?", "answer": 4}\n{"question": "five?", "answer": 5}\n')
     (place / "grading.py").write_text("def grade(answer, target):\n    return len(answer) == target\n")
     asked = "{dataset: q.jsonl, column: question, answer_column: answer, score: {python: 'grading.py:grade'}"
-    done, directory = run(
-        place, f"--llem-runner=docker:{engine_image}", workload=asked + ", prompts: 2, output_tokens: 4}"
-    )
+    workload = asked + ", prompts: 2, output_tokens: 4}"
+    done, directory = run(place, f"--llem-runner=docker:{engine_image}", "--llem-cycles=1", workload=workload)
     assert done.returncode == 0, done.stdout
     found = results(directory)
-    assert [result["quality"]["scores"] for result in found] == [[1.0, 0.0]] * 2
+    assert [result["quality"]["scores"] for result in found] == [[1.0, 0.0]]
     for path in directory.glob("boxed/*/c*/answers.jsonl"):
         answers = [json.loads(line) for line in path.read_text().splitlines()]
         assert [(each["target"], each["score"]) for each in answers] == [(4, 1.0), (5, 0.0)]
@@ -111,9 +113,9 @@ def test_a_missing_image_fails_its_items_at_once_with_one_short_message(place: P
 def test_a_worker_that_fails_in_its_container_leaves_evidence_and_the_others_go_on(
     place: Path, engine_image: str
 ) -> None:
-    done, directory = run(place, f"--llem-runner=docker:{engine_image}", scripts="raise, work")
+    done, directory = run(place, f"--llem-runner=docker:{engine_image}", "--llem-cycles=1", scripts="raise, work")
     assert done.returncode == 1
-    assert "2 failed, 2 passed" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
     assert "bloom-560m: tokenizer not found in the room" in done.stdout
     [error, *_] = sorted(directory.glob("boxed/*raise*/c*/error.json"))
     assert json.loads(error.read_text())["category"] == "error"
@@ -124,17 +126,17 @@ def test_results_are_reused_while_the_image_is_the_same_and_not_when_its_name_na
     place: Path, engine_image: str, client: docker.DockerClient
 ) -> None:
     """A tag moves: what was measured in another image of the same name is not the same measurement."""
-    name, runner = "llem-test-resume:1", "--llem-runner=docker:llem-test-resume:1"
+    name, options = "llem-test-resume:1", ("--llem-runner=docker:llem-test-resume:1", "--llem-cycles=1")
     client.images.get(engine_image).tag("llem-test-resume", "1")
     try:
-        _, first = run(place, runner)
-        _, second = run(place, runner, "--llem-resume")
-        assert [item["source_run"] for item in items(second)] == [first.name] * 2
+        _, first = run(place, *options)
+        _, second = run(place, *options, "--llem-resume")
+        assert [item["source_run"] for item in items(second)] == [first.name]
         dockerfile = io.BytesIO(f"FROM {engine_image}\nLABEL other=1\n".encode())
         client.images.build(fileobj=dockerfile, tag=name, rm=True)
-        _, third = run(place, runner, "--llem-resume")
-        assert [item["source_run"] for item in items(third)] == [None] * 2
-        assert all("image: sha256:" in item["not_reused"] for item in items(third))
+        _, third = run(place, *options, "--llem-resume")
+        assert [item["source_run"] for item in items(third)] == [None]
+        assert "image: sha256:" in items(third)[0]["not_reused"]
     finally:
         client.images.remove(name, force=True)
 

@@ -46,11 +46,9 @@ def base_settings(engine: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of its own for built-in models, and one thread: two of them collapse on a loaded machine."""
+    """A cache of its own for built-in models."""
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    if "OMP_NUM_THREADS" not in os.environ:
-        patch.setenv("OMP_NUM_THREADS", "1")
     yield
     patch.undo()
 
@@ -80,9 +78,24 @@ def make_config(engine_name: str) -> ConfigMaker:
     return make
 
 
+@pytest.fixture(scope="module")
+def _kept() -> Iterator[dict[str, Engine]]:
+    """The engine of `loaded`, by its configuration."""
+    kept: dict[str, Engine] = {}
+    yield kept
+    _end(kept)
+
+
+def _end(kept: dict[str, Engine]) -> None:
+    while kept:
+        kept.popitem()[1].shutdown()
+
+
 @pytest.fixture
-def start(make_config: ConfigMaker) -> Iterator[Callable[..., Engine]]:
+def start(make_config: ConfigMaker, _kept: dict[str, Engine]) -> Iterator[Callable[..., Engine]]:
     """Prepare and load an engine; it is shut down when the test ends."""
+    # The end of one vLLM takes from others in its process what they need.
+    _end(_kept)
     running: list[Engine] = []
 
     def begin(settings: dict[str, Any] | None = None, **changes: Any) -> Engine:
@@ -94,8 +107,21 @@ def start(make_config: ConfigMaker) -> Iterator[Callable[..., Engine]]:
         return engine
 
     yield begin
-    for engine in running:
-        engine.shutdown()
+    while running:
+        running.pop().shutdown()
+
+
+@pytest.fixture
+def loaded(make_config: ConfigMaker, _kept: dict[str, Engine]) -> Engine:
+    """An engine as `make_config` has it, loaded once for those tests of a file that follow each other."""
+    config = make_config()
+    if str(config) not in _kept:
+        _end(_kept)
+        engine = open_engine(config.engine)
+        engine.prepare(config, DeviceSet("cpu"))
+        engine.load()
+        _kept[str(config)] = engine
+    return _kept[str(config)]
 
 
 @pytest.fixture(scope="session")

@@ -33,5 +33,6 @@ def generate(engine: Engine, requests: list[Request]) -> list[Completion]:
 
 
 def ids(completions: list[Completion]) -> list[tuple[int, ...]]:
-    """What was generated; where a server gives text alone, that in the place of each token."""
+    """What was generated; where a server gives text alone, that in the place of each token. None has failed."""
+    assert [completion.error for completion in completions if completion.error is not None] == []
     return [c.output_ids or (hash(c.text),) * c.generated for c in completions]

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines import engines, open_engine, shipped_engines
+from pytest_llem.engines import open_engine, shipped_engines
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import SettingsError
 from pytest_llem.runners.resolution import missing_modules
 from pytest_llem.study.fields import settings_model
-from tests.installed import DOCS, files, install
+from tests.installed import DOCS, files, forget, install
 
 PAGE = (DOCS / "engines.md").read_text(encoding="utf-8")
 ARGUMENTS = ("--llem-study=parrot.yaml", "--llem-meter=estimate", "-p", "no:cacheprovider")
@@ -44,7 +44,7 @@ def example(pytester: pytest.Pytester, installed: Path, monkeypatch: pytest.Monk
 def test_the_worked_example_is_measured(pytester: pytest.Pytester, example: Path) -> None:
     run = pytester.runpytest_subprocess(*ARGUMENTS)
     run.assert_outcomes(passed=2)
-    run.stdout.fnmatch_lines(["*1000.0 *1/1 *", "*2000.0 *1/1 *"])
+    run.stdout.fnmatch_lines(["*1000 *1/1 *", "*2000 *1/1 *"])
     found: list[dict[str, Any]] = [json.loads(path.read_text()) for path in example.rglob("result.json")]
     assert len(found) == 2
     assert {result["engine"]["effective"]["tokens_per_s"] for result in found} == {1000.0, 2000.0}
@@ -68,15 +68,13 @@ def test_an_info_in_place_of_the_class_says_more(example: Path, monkeypatch: pyt
     points = example / "llem_parrot-1.0.dist-info" / "entry_points.txt"
     points.write_text("[pytest_llem.engines]\nparrot = llem_parrot.info:INFO\n")
     monkeypatch.syspath_prepend(example)
-    engines.cache_clear()
-    settings_model.cache_clear()
+    forget()
     try:
         assert missing_modules("parrot") == ("parrot_food",)
         assert isinstance(open_engine("parrot"), Engine)
         declared = settings_model("parrot")
     finally:
-        engines.cache_clear()
-        settings_model.cache_clear()
+        forget()
     assert declared is not None
     assert declared.__name__ == "ParrotSettings"
 
@@ -107,14 +105,14 @@ def test_a_study_with_stop_strings_wants_an_engine_that_says_it_ends_there(
 def test_settings_that_are_no_model_are_refused(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (example / "llem_parrot" / "settings.py").write_text("ParrotSettings = 3\n", encoding="utf-8")
     monkeypatch.syspath_prepend(example)
-    settings_model.cache_clear()
+    forget()
     with pytest.raises(SettingsError, match=r"'parrot'.*no pydantic model"):
         settings_model("parrot")
     (example / "llem_parrot" / "settings.py").unlink()
     monkeypatch.delitem(sys.modules, "llem_parrot.settings")
     with pytest.raises(SettingsError, match="cannot be imported"):
         settings_model("parrot")
-    settings_model.cache_clear()
+    forget()
 
 
 def test_the_table_says_of_every_engine_what_its_code_says() -> None:

@@ -28,26 +28,24 @@ BATCH_SIZES = {"transformers": "batch_size", "vllm": "max_num_seqs"}
 SAME_TOKENS = "efaaa8533b0c140e1ed25d67685c3413ff72cf0472c787d85e8b8373c782074d"
 
 
-def test_answers_have_exactly_the_length_asked_for(start: Start) -> None:
-    engine = start()
+def test_answers_have_exactly_the_length_asked_for(loaded: Engine) -> None:
     requests = requests_of(5, 9, 16)
     requests += [type(r)(r.index + 3, r.token_ids, 3 + r.index, True) for r in requests_of(7, 7)]
-    assert [len(output) for output in ids(generate(engine, requests))] == [8, 8, 8, 3, 4]
+    assert [len(output) for output in ids(generate(loaded, requests))] == [8, 8, 8, 3, 4]
 
 
-def test_fixed_length_goes_on_after_the_end_of_sequence(start: Start) -> None:
-    engine = start()
-    free = generate(engine, requests_of(*range(4, 20), output=64, ignore_eos=False))
-    fixed = generate(engine, requests_of(*range(4, 20), output=64))
+def test_fixed_length_goes_on_after_the_end_of_sequence(loaded: Engine) -> None:
+    free = generate(loaded, requests_of(*range(4, 20), output=64, ignore_eos=False))
+    fixed = generate(loaded, requests_of(*range(4, 20), output=64))
     ended = [completion for completion in free if completion.finish_reason == "stop"]
     assert ended
     assert all(len(output) == 64 for output in ids(fixed))
     assert {completion.finish_reason for completion in fixed} == {"length"}
 
 
-def test_output_ends_at_the_end_of_sequence_without_padding(start: Start) -> None:
+def test_output_ends_at_the_end_of_sequence_without_padding(loaded: Engine) -> None:
     """Padding after the end was counted as output elsewhere, which made short answers look efficient."""
-    completions = generate(start(), requests_of(*range(4, 20), output=64, ignore_eos=False))
+    completions = generate(loaded, requests_of(*range(4, 20), output=64, ignore_eos=False))
     for completion in completions:
         if completion.finish_reason == "stop":
             assert completion.output_ids.index(2) == len(completion.output_ids) - 1
@@ -57,17 +55,17 @@ def test_output_ends_at_the_end_of_sequence_without_padding(start: Start) -> Non
 
 
 @pytest.mark.parametrize("stop", [("obscure", "faint"), ("e G", "nothing says this", "s p")])
-def test_output_ends_at_the_first_of_its_stop_strings(start: Start, stop: tuple[str, ...]) -> None:
+def test_output_ends_at_the_first_of_its_stop_strings(loaded: Engine, stop: tuple[str, ...]) -> None:
     """In one batch each answer ends where its own text has a string, and what the batch makes behind counts nowhere.
 
     A string may begin and end within tokens.
     """
-    _end_at(start(), stop)
+    _end_at(loaded, stop)
 
 
-def test_a_stop_string_may_name_a_special_token(start: Start) -> None:
+def test_a_stop_string_may_name_a_special_token(loaded: Engine) -> None:
     """Tasks of lm-evaluation-harness name the ends of turns of many models."""
-    _end_at(start(), ("</s>",))
+    _end_at(loaded, ("</s>",))
 
 
 def _end_at(engine: Engine, stop: tuple[str, ...]) -> None:
@@ -80,7 +78,7 @@ def _end_at(engine: Engine, stop: tuple[str, ...]) -> None:
         counts = range(1, len(answer) + 1)
         return answer[: next((n for n in counts if any(s in tokenizer.decode(answer[:n]) for s in stop)), len(answer))]
 
-    assert [completion.output_ids for completion in stopped] == [until(answer) for answer in free]
+    assert ids(stopped) == [until(answer) for answer in free]
     ended = [len(completion.output_ids) < 48 for completion in stopped]
     assert 2 < sum(ended) < 16, "the case holds answers with and without the strings"
     assert [completion.finish_reason == "stop" for completion in stopped] == ended
@@ -88,114 +86,108 @@ def _end_at(engine: Engine, stop: tuple[str, ...]) -> None:
     assert len({completion.generated for completion in stopped}) > 2
 
 
-def test_a_stop_string_in_the_prompt_ends_no_answer(start: Start) -> None:
+def test_a_stop_string_in_the_prompt_ends_no_answer(loaded: Engine) -> None:
     """transformers' own criterion sees one that the prompt begins and the answer completes, and servers do not."""
-    engine = start()
-    tokenizer = engine.tokenizer()
+    tokenizer = loaded.tokenizer()
     (request,) = requests_of(12, output=8)
-    (answer,) = ids(generate(engine, [request]))
+    (answer,) = ids(generate(loaded, [request]))
     across = tokenizer.decode(request.token_ids[-1:]) + tokenizer.decode(answer[:1])
-    assert ids(generate(engine, [replace(request, stop=(across,))])) == [answer]
+    assert ids(generate(loaded, [replace(request, stop=(across,))])) == [answer]
 
 
-def test_the_text_of_an_answer_has_no_special_tokens(start: Start) -> None:
+def test_the_text_of_an_answer_has_no_special_tokens(loaded: Engine) -> None:
     """A scorer that got the end of sequence would find no answer right."""
-    engine = start()
-    tokenizer = engine.tokenizer()
+    tokenizer = loaded.tokenizer()
     assert isinstance(tokenizer, AnswerTokenizer)
-    done = generate(engine, requests_of(*range(4, 20), output=64, ignore_eos=False))
+    done = generate(loaded, requests_of(*range(4, 20), output=64, ignore_eos=False))
     answers = [completion.output_ids for completion in done if completion.finish_reason == "stop"]
     assert all(tokenizer.decode(answer).endswith("</s>") for answer in answers)
     assert [tokenizer.answer(answer) for answer in answers] == [tokenizer.decode(answer[:-1]) for answer in answers]
     assert answers
 
 
-def test_greedy_decoding_repeats_itself(start: Start) -> None:
-    engine = start()
+def test_greedy_decoding_repeats_itself(loaded: Engine) -> None:
     requests = requests_of(5, 12, 9)
-    assert ids(generate(engine, requests)) == ids(generate(engine, requests))
+    assert ids(generate(loaded, requests)) == ids(generate(loaded, requests))
 
 
-def test_every_engine_gives_the_same_greedy_tokens(start: Start) -> None:
+def test_every_engine_gives_the_same_greedy_tokens(loaded: Engine) -> None:
     """Same model, same work: in float32 the choice of engine must not change what is generated."""
-    assert token_hash(ids(generate(start(), requests_of(5, 12, 30, 9, output=24)))) == SAME_TOKENS
+    assert token_hash(ids(generate(loaded, requests_of(5, 12, 30, 9, output=24)))) == SAME_TOKENS
 
 
-def test_batching_and_padding_change_no_answer(start: Start) -> None:
+def test_batching_and_padding_change_no_answer(loaded: Engine) -> None:
     """Left padding that leaks into positions or attention would show here."""
-    engine = start()
     requests = requests_of(4, 17, 9, 30)
-    alone = [ids(generate(engine, [request]))[0] for request in requests]
-    assert ids(generate(engine, requests)) == alone
+    alone = [ids(generate(loaded, [request]))[0] for request in requests]
+    assert ids(generate(loaded, requests)) == alone
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_the_batch_size_changes_no_answer(start: Start, engine_name: str, size: int) -> None:
-    """Whether the last batch is full, or there is but one, is the engine's own business."""
-    requests = requests_of(4, 17, 9, 30, 5)
-    key = BATCH_SIZES.get(engine_name)
-    assert ids(generate(start({key: size} if key else {}), requests)) == ids(generate(start(), requests))
-
-
-def test_input_tokens_are_the_prompt_without_padding(start: Start) -> None:
-    completions = generate(start(), requests_of(4, 17))
+def test_input_tokens_are_the_prompt_without_padding(loaded: Engine) -> None:
+    completions = generate(loaded, requests_of(4, 17))
     assert [completion.input_tokens for completion in completions] == [4, 17]
 
 
-def test_times_are_ordered_and_on_the_monotonic_clock(start: Start) -> None:
-    engine = start()
+def test_times_are_ordered_and_on_the_monotonic_clock(loaded: Engine) -> None:
     before = time.monotonic_ns()
-    completions = generate(engine, requests_of(5, 9, 16, 4, 4, 4))
+    completions = generate(loaded, requests_of(5, 9, 16, 4, 4, 4))
     after = time.monotonic_ns()
     for completion in completions:
         assert before <= completion.start_ns < completion.end_ns <= after
-        if engine.capabilities.token_times and completion.token_times_ns is not None:
+        if loaded.capabilities.token_times and completion.token_times_ns is not None:
             assert len(completion.token_times_ns) == completion.generated
             assert list(completion.token_times_ns) == sorted(completion.token_times_ns)
             assert completion.start_ns < completion.token_times_ns[0]
             assert completion.token_times_ns[-1] == completion.end_ns
 
 
-def test_no_prompt_token_comes_from_a_cache_after_a_reset(start: Start) -> None:
-    engine = start()
+def test_no_prompt_token_comes_from_a_cache_after_a_reset(loaded: Engine) -> None:
     requests = requests_of(64, 80)
-    generate(engine, requests)
-    assert engine.reset() != "unknown"
-    assert not any(completion.cached_tokens for completion in generate(engine, requests))
+    generate(loaded, requests)
+    assert loaded.reset() != "unknown"
+    assert not any(completion.cached_tokens for completion in generate(loaded, requests))
 
 
-def test_progress_reaches_the_end(start: Start) -> None:
+def test_progress_reaches_the_end(loaded: Engine) -> None:
     seen: list[tuple[int, int]] = []
-    start().generate(requests_of(4, 4, 4, 4, 4, 4), lambda done, total: seen.append((done, total)))
+    loaded.generate(requests_of(4, 4, 4, 4, 4, 4), lambda done, total: seen.append((done, total)))
     assert seen[-1] == (6, 6)
     assert seen == sorted(seen)
 
 
-def test_long_prompt_is_answered_and_one_too_long_refused(start: Start) -> None:
-    engine = start()
-    assert len(ids(generate(engine, requests_of(2000)))[0]) == 8
+def test_long_prompt_is_answered_and_one_too_long_refused(loaded: Engine) -> None:
+    assert len(ids(generate(loaded, requests_of(2000)))[0]) == 8
     with pytest.raises(WorkloadError, match="2048"):
-        generate(engine, requests_of(2045))
+        generate(loaded, requests_of(2045))
 
 
-def test_effective_settings_are_read_back(start: Start) -> None:
-    effective = start().effective()
+def test_effective_settings_are_read_back(loaded: Engine) -> None:
+    effective = loaded.effective()
     assert effective["dtype"] == "float32"
     assert Path(str(effective["model_path"])).is_dir()
 
 
-def test_shape_is_that_of_the_tiny_model(start: Start) -> None:
-    shape = start().shape()
+def test_shape_is_that_of_the_tiny_model(loaded: Engine) -> None:
+    shape = loaded.shape()
     assert shape is not None
     assert (shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab_size) == (2, 2, 1, 32, 2048)
 
 
-def test_tokenizer_round_trip_and_chat(start: Start) -> None:
-    tokenizer = start().tokenizer()
+def test_tokenizer_round_trip_and_chat(loaded: Engine) -> None:
+    tokenizer = loaded.tokenizer()
     text = "The Rays of Light differ in Colour."
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.chat(text)) > len(tokenizer.encode(text))
     assert tokenizer.bos_id == 1
+
+
+def test_the_batch_size_changes_no_answer(start: Start, engine_name: str) -> None:
+    """Whether the last batch is full, or there is but one, is the engine's own business."""
+    requests = requests_of(4, 17, 9, 30, 5)
+    key = BATCH_SIZES.get(engine_name)
+    expected = ids(generate(start(), requests))
+    for size in (1, 3):
+        assert ids(generate(start({key: size} if key else {}), requests)) == expected
 
 
 def test_a_second_load_in_the_same_process_gives_the_same_answers(start: Start) -> None:

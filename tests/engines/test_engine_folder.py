@@ -59,7 +59,7 @@ sweep:
 execution: {cycles: 1, order: sequential}
 """
 ASK = """
-import io, json, sys, tarfile
+import gc, io, json, sys, tarfile
 from pytest_llem.containers.archive import worker_archive
 from pytest_llem.containers.images import own_image
 from pytest_llem.engines import engine_names
@@ -79,6 +79,7 @@ carried = tarfile.open(fileobj=io.BytesIO(worker_archive())).getnames()
 print(json.dumps({
     "names": engine_names(),
     "preloaded": [name for name in ("decimal", "pytest_llem.engines.parrot.engine") if name in sys.modules],
+    "kept_from_collections": gc.get_freeze_count() > 1000,
     "missing": missing_modules("parrot"),
     "packages": {name: version for name, version in identity.items() if name.startswith("package_")},
     "image": own_image("parrot"),
@@ -122,6 +123,7 @@ def test_every_part_of_the_package_knows_the_engine(site: Path) -> None:
     known = python("-c", ASK)
     assert known["names"] == ["transformers", "vllm", "sglang", "tensorrt_llm", "openai", "parrot"]
     assert known["preloaded"] == ["decimal", "pytest_llem.engines.parrot.engine"]
+    assert known["kept_from_collections"]
     assert known["missing"] == ["parrot_food"]
     assert set(known["packages"]) == {"package_pytest-llem", "package_parrot-food"}
     assert known["image"] == f"ghcr.io/pytest-llem/parrot:{pytest_llem.__version__}"

@@ -140,5 +140,7 @@ def test_a_study_of_sessions(
     cold, warm = (results[cache].tokens for cache in ("cold", "warm"))
     assert cold.cached_input is not None
     assert warm.cached_input is not None
+    assert cold.input
+    assert warm.input
     assert 0.4 < cold.cached_input / cold.input < warm.cached_input / warm.input
     assert (results["cold"].engine.cache_reset, results["warm"].engine.cache_reset) == ("cleared", "kept")

@@ -15,10 +15,22 @@ from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import EngineSettingError
 from pytest_llem.job.config import Arrival
 from tests.engines.servers.bench import WORKLOAD, Bench, bench, codes, run, texts
+from tests.timed import on_a_clock
 
 __all__ = ["bench"]
 
 pytestmark = pytest.mark.engine
+
+
+def delay(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
+    """Let the client do nothing for a while before it sends a request, as where others have the processor."""
+    whole = Client._answer
+
+    async def slow(client: Client, sent: SentRequest, url: str, sending: Sending) -> Completion:
+        time.sleep(by_s)
+        return await whole(client, sent, url, sending)
+
+    monkeypatch.setattr(Client, "_answer", slow)
 
 
 def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(
@@ -33,6 +45,16 @@ def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(
     assert [c.retries for c in done] == [0, 1]
     # What was lost on the way is part of the latency.
     assert done[1].end_ns - done[1].start_ns > 350_000_000
+
+
+def test_no_request_goes_over_a_connection_that_is_closed_already(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that got no processor for a while had not seen it, and noticed the loss too late to send once more."""
+    monkeypatch.setattr(connections, "STALE_S", 0.0)
+    delay(monkeypatch, 0.2)
+    engine = bench.engine(bench.server("closed_idle", "ok"), concurrency=1)
+    assert [(c.error, c.retries) for c in run(engine, texts(2))] == [(None, 0), (None, 0)]
 
 
 def test_an_answer_that_came_unasked_answers_no_later_request(bench: Bench) -> None:
@@ -59,13 +81,7 @@ def test_a_request_that_a_server_worked_on_and_lost_is_not_sent_again(bench: Ben
 
 def test_the_client_furthest_behind_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the time of every request has passed before it is its turn, nobody waits, and all are late."""
-    whole = Client._answer
-
-    async def slow(client: Client, sent: SentRequest, url: str, sending: Sending) -> Completion:
-        time.sleep(0.02)
-        return await whole(client, sent, url, sending)
-
-    monkeypatch.setattr(Client, "_answer", slow)
+    delay(monkeypatch, 0.02)
     arrival = Arrival("constant", rate_per_s=10_000.0)
     engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
     run(engine, texts(6))
@@ -74,13 +90,7 @@ def test_the_client_furthest_behind_says_so(bench: Bench, monkeypatch: pytest.Mo
 
 def test_a_request_that_is_sent_late_starts_when_it_was_due(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a busy client hides the wait from every latency (coordinated omission)."""
-    whole = Client._answer
-
-    async def slow(client: Client, sent: SentRequest, url: str, sending: Sending) -> Completion:
-        time.sleep(0.02)
-        return await whole(client, sent, url, sending)
-
-    monkeypatch.setattr(Client, "_answer", slow)
+    delay(monkeypatch, 0.02)
     arrival = Arrival("constant", rate_per_s=1000.0)
     engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
     done = run(engine, texts(4))
@@ -126,6 +136,7 @@ def test_latencies_are_not_those_since_the_servers_start_where_the_first_metrics
     assert means({"vllm:num_requests_running": 0.0}, after) == {"e2el": 103.0 / 12}
 
 
+@on_a_clock
 def test_a_first_piece_of_several_tokens_is_said_of_tpot(bench: Bench) -> None:
     """3 of 8 tokens in the first piece are too few for bunches, and made tpot 29 % too short in silence."""
     engine = bench.engine(bench.server("three_first", piece_s=0.01))

@@ -26,7 +26,7 @@ from tests.simulated_nvml.simulation import Gpu, Simulation, build_library, prel
 REHEARSAL = os.environ.get("LLEM_GPU_REHEARSAL") == "1"
 RESULTS = Path(os.environ.get("LLEM_GPU_RESULTS", Path(__file__).parent / "RESULTS.md"))
 MINUTES = float(os.environ.get("LLEM_GPU_MINUTES", "12"))
-FILES = ("test_sensors.py", "test_heat.py", "test_decoding.py")
+FILES = ("test_sensors.py", "test_device_settings.py", "test_heat.py", "test_decoding.py")
 """In the order in which they run."""
 
 BEGUN_S = time.monotonic()

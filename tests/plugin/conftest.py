@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # pytester forgets modules that an inner run imported: yaml's and pydantic's compiled parts do not survive a second
-# import, and hypothesis' plugin would import all of it in every run.
+# import, hypothesis' plugin would import all of it in every run, and ours is half of the time of a short one.
 import hypothesis
 import pytest
 
-import pytest_llem.results.store
-import pytest_llem.session.session
+import pytest_llem.session.measuring
+import pytest_llem.session.reporting.summary
+import pytest_llem.session.run_results
+import pytest_llem.session.start
+import pytest_llem.session.study_tests
 import pytest_llem.study.loader
-from pytest_llem.engines import engines
+from tests.installed import forget
 
-PREIMPORTED = (hypothesis, pytest_llem.results.store, pytest_llem.session.session, pytest_llem.study.loader)
+PREIMPORTED = (hypothesis, pytest_llem)
 FAULTY = Path(__file__).parent / "faulty_engine"
 
 SWEEP = """\
@@ -44,23 +47,21 @@ execution: {{cycles: 1, retries: 0, timeout_s: {timeout}}}
 
 
 @pytest.fixture(autouse=True)
-def own_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def own_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The faulty engine is installed, leases are this test's own, and nothing of the outer run leaks in."""
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")  # which forgets PYTEST_ADDOPTS when it begins
     path = os.pathsep.join(filter(None, [str(FAULTY), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.syspath_prepend(FAULTY)
-    engines.cache_clear()
+    forget()
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("CI", raising=False)
     # Plugins of others have tests/plugin/test_other_plugins.py: elsewhere they would cost each inner run half a second.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p llem -p xdist")
-    for name in list(os.environ):
-        if name.startswith("PYTEST_XDIST"):
-            monkeypatch.delenv(name)
+    yield
+    forget()
 
 
 @pytest.fixture

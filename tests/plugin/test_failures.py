@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.hostile.engines import processes_of, words_of
+from tests.timed import on_a_clock
 
 Faults = Callable[..., Path]
 
@@ -59,8 +60,9 @@ def test_a_broken_worker_is_a_failed_item_and_the_others_go_on(
     assert error["phase"] in ("load", "failed")
 
 
+@on_a_clock
 def test_a_worker_that_hangs_is_killed_at_its_deadline(pytester: pytest.Pytester, faults: Faults) -> None:
-    """The faulty engine ignores SIGTERM, so only SIGKILL ends it."""
+    """The faulty engine ignores SIGTERM, so only SIGKILL ends it. The experiment beside it has two seconds as well."""
     faults("hang", "none", timeout=2.0)
     result = pytester.runpytest("--llem-study=faults.yaml")
     result.assert_outcomes(failed=1, passed=1)
@@ -168,14 +170,11 @@ def test_an_interruption_under_xdist_leaves_no_process(
     assert error_of(pytester.path, "hang")["category"] == "interrupted"
 
 
-@pytest.mark.parametrize("option", ["-x", "--maxfail=1"])
-def test_stopping_at_the_first_failure_under_xdist_leaves_no_process(
-    pytester: pytest.Pytester, faults: Faults, option: str
-) -> None:
+def test_stopping_at_the_first_failure_under_xdist_leaves_no_process(pytester: pytest.Pytester, faults: Faults) -> None:
     faults("exception", "none", "memory")
-    result = pytester.runpytest_subprocess("--llem-study=faults.yaml", "-n2", option)
+    result = pytester.runpytest_subprocess("--llem-study=faults.yaml", "-n2", "-x")
     assert result.ret != pytest.ExitCode.OK
-    result.stdout.fnmatch_lines([f"    *pytest *--llem-study=faults.yaml -n2 {option} --llem-resume"])
+    result.stdout.fnmatch_lines(["    *pytest *--llem-study=faults.yaml -n2 -x --llem-resume"])
     assert workers(pytester.path) == []
     states = [item["state"] for item in json.loads((artifacts(pytester.path) / "run.json").read_text())["items"]]
     assert states[0] == "failed"
@@ -206,16 +205,15 @@ def test_a_run_without_a_valid_cycle_is_red(
     study = faults("lies", "none")
     study.write_text(study.read_text().replace("cycles: 1", "cycles: 2") + "dtype: float16\n")
 
-    result = pytester.runpytest_subprocess(
-        f"--llem-study={study.name}", "-p", "no:cacheprovider", "--junitxml=j.xml", *arguments
-    )
+    started = pytester.runpytest_subprocess if arguments else pytester.runpytest
+    result = started(f"--llem-study={study.name}", "-p", "no:cacheprovider", "--junitxml=j.xml", *arguments)
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     junit = (pytester.path / "j.xml").read_text()
     assert re.search('failures="[12]"', junit)
     assert "no cycle of this experiment is valid; invalid: effective_differs" in junit
     if not arguments:
-        only = pytester.runpytest_subprocess(f"--llem-study={study.name}", "-k", "none")
+        only = pytester.runpytest(f"--llem-study={study.name}", "-k", "none")
         assert only.ret == pytest.ExitCode.OK
 
 
@@ -224,7 +222,8 @@ def test_a_run_without_some_of_pytests_own_plugins_measures(
     pytester: pytest.Pytester, faults: Callable[..., Path], arguments: tuple[str, ...]
 ) -> None:
     study = faults("none")
-    result = pytester.runpytest_subprocess(f"--llem-study={study.name}", "-p", "no:cacheprovider", *arguments)
+    started = pytester.runpytest_subprocess if "-n1" in arguments else pytester.runpytest
+    result = started(f"--llem-study={study.name}", "-p", "no:cacheprovider", *arguments)
     assert result.ret == pytest.ExitCode.OK
     assert "INTERNALERROR" not in result.stderr.str() + result.stdout.str()
     (path,) = pytester.path.glob("llem-results/*/summary.json")
@@ -232,7 +231,7 @@ def test_a_run_without_some_of_pytests_own_plugins_measures(
 
 
 def test_a_setup_plan_measures_nothing(pytester: pytest.Pytester, faults: Callable[..., Path]) -> None:
-    result = pytester.runpytest_subprocess(f"--llem-study={faults('none').name}", "--setup-plan")
+    result = pytester.runpytest(f"--llem-study={faults('none').name}", "--setup-plan")
     assert result.ret == pytest.ExitCode.OK
     assert not list(pytester.path.glob("llem-results/*/*/*/*/measurement.json"))
 
@@ -249,8 +248,8 @@ def test_nothing_valid_is_red_without_the_cycles_own_items_too(
     mark = '@pytest.mark.llem_study("faults.yaml")'
     pytester.makepyfile(test_own=f"import pytest\n{mark}\ndef test_own(llem_results): assert llem_results\n")
 
-    gates = pytester.runpytest_subprocess("--llem-study=faults.yaml", "-k", "test_gate")
-    own = pytester.runpytest_subprocess("test_own.py")
+    gates = pytester.runpytest("--llem-study=faults.yaml", "-k", "test_gate")
+    own = pytester.runpytest("test_own.py")
 
     gates.assert_outcomes(failed=2, skipped=1)
     own.assert_outcomes(errors=2, passed=1)

@@ -139,3 +139,12 @@ def test_a_study_behind_a_link_is_the_file_it_leads_to(pytester: pytest.Pytester
     result = pytester.runpytest("--collect-only", "-q", *arguments)
 
     result.stdout.fnmatch_lines(["*.yaml::test_experiment[[]study-c1]", "2 tests collected*"])
+
+
+def test_a_balanced_order_says_what_it_balances(pytester: pytest.Pytester, sweep: Path) -> None:
+    """Two cycles of six experiments balance a third of the pairs: a report that claimed balance would be wrong."""
+    arguments = ["--llem-study=small.yaml", "--collect-only", "--llem-order=balanced"]
+    result = pytester.runpytest(*arguments)
+    result.stdout.fnmatch_lines(["*note: study small: order: balanced: cycles: 2 is no multiple of*: 33 % of*"])
+    whole = pytester.runpytest(*arguments, "--llem-cycles=6", "--llem-shard=1/2")
+    whole.stdout.fnmatch_lines(["*note: study small: order: balanced: *each other one *"])

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.timed import on_a_clock
+
 Write = Callable[..., None]
 
 STUDY = """\
@@ -341,6 +343,7 @@ def test_limits_without_a_baseline_are_said_to_judge_nothing(pytester: pytest.Py
     run(pytester).stdout.fnmatch_lines(["gates: none judged: *--llem-baseline=NAME"])
 
 
+@on_a_clock
 def test_a_shift_of_the_whole_run_is_told_once(
     pytester: pytest.Pytester, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,10 @@ sweep:
   transformers.batch_size: [1, 2]
 execution: {cycles: 2}
 """
+AT_ONCE = STUDY.replace("base: common.yaml", "model: none\nengine: faulty").replace(
+    "transformers.batch_size: [1, 2]", "dtype: [float32, bfloat16]"
+)
+"""The same on an engine that is ready at once, for what is the same with every engine."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Run:
 
 
 def pytest_run(directory: Path, *arguments: str) -> Run:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LLEM_LEASE_DIR": str(directory / "leases"), "COLUMNS": "120"}
+    environment = {**os.environ, "LLEM_LEASE_DIR": str(directory / "leases"), "COLUMNS": "120"}
     environment.pop("CI", None)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llem-study=small.yaml", *arguments]
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
@@ -179,30 +183,34 @@ def test_a_cycle_can_be_repeated_by_hand_and_nothing_is_overwritten(run: Run, tm
     assert first["repeats"][0]["outputs_hash"] == second["repeats"][0]["outputs_hash"]
 
 
-def test_xdist_workers_share_one_run(run: Run) -> None:
-    directory = run.directory.parent.parent
-    spread = pytest_run(directory, "-n", "2", "--llem-meter=none")
+@pytest.fixture
+def at_once(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(AT_ONCE)
+    return tmp_path
+
+
+def test_xdist_workers_share_one_run(at_once: Path) -> None:
+    spread = pytest_run(at_once, "-n", "2", "--llem-meter=none")
     assert spread.returncode == 0, spread.output
     assert "4 passed" in spread.output
-    assert spread.directory != run.directory
+    assert len(list(at_once.glob("llem-results/*/run.json"))) == 1
     assert len(spread.cycles) == 4
     manifest = json.loads((spread.directory / "run.json").read_text())
     assert manifest["invocation"]["command"][-2:] == ["2", "--llem-meter=none"]  # written by a worker
-    assert re.search(r"^ +1 .* 2/2$", spread.output, re.MULTILINE), spread.output
+    assert re.search(r"^float32 .* 2/2$", spread.output, re.MULTILINE), spread.output
     assert "J/token" not in spread.output, "a column of nothing"
     energy = json.loads((spread.cycles[0] / "result.json").read_text())["energy"]
     assert (energy["meter"], energy["energy_j"], energy["joules_per_output_token"]) == ("none", None, None)
 
 
-def test_a_users_own_junit_path_is_respected(run: Run, tmp_path: Path) -> None:
-    own = pytest_run(run.directory.parent.parent, f"--junitxml={tmp_path / 'own.xml'}", "-k", "batch_size:1 and c1")
-    assert (tmp_path / "own.xml").is_file()
+def test_a_users_own_junit_path_is_respected(at_once: Path) -> None:
+    own = pytest_run(at_once, "--junitxml=own.xml", "-k", "float32 and c1")
+    assert (at_once / "own.xml").is_file()
     assert not (own.directory / "junit.xml").exists()
 
 
-def test_a_users_test_measures_what_it_asks_for_once(run: Run) -> None:
-    directory = run.directory.parent.parent
-    (directory / "test_budget.py").write_text(
+def test_a_users_test_measures_what_it_asks_for_once(at_once: Path) -> None:
+    (at_once / "test_budget.py").write_text(
         """
 import pytest
 
@@ -221,7 +229,7 @@ def test_own_code(llem_meter):
     assert meter.duration_s > 0
 """
     )
-    own = pytest_run(directory, "test_budget.py", "-k", "batch_size:1 or own_code")
+    own = pytest_run(at_once, "test_budget.py", "-k", "float32 or own_code")
     assert own.returncode == 0, own.output
     # Two cycles from the study itself, two budgets, one test over both cycles, one over own code.
     assert "6 passed" in own.output

@@ -45,7 +45,7 @@ def test_a_corrected_grader_measures_nothing_again(
     (pytester.path / "grading.py").write_text(GRADING)
     options = ("--llem-study=study.yaml", "--llem-meter=none")
 
-    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
+    pytester.runpytest(*options).assert_outcomes(passed=1)
     (first,) = cycles(pytester.path)
     assert first["scores"] == [None, None, None]
     (note,) = (note for note in first["warnings"] if note["code"] == "answers_not_scored")
@@ -54,7 +54,7 @@ def test_a_corrected_grader_measures_nothing_again(
     assert (first["quality"]["accuracy"], first["quality"]["reason"]) == (None, note["message"])
 
     (pytester.path / "grading.py").write_text(GRADING.replace('question_id == "2"', "False"))
-    pytester.runpytest_subprocess(*options, "--llem-resume").assert_outcomes(passed=1)
+    pytester.runpytest(*options, "--llem-resume").assert_outcomes(passed=1)
     again = cycles(pytester.path)[-1]
     assert (again["source_run"], again["scores"]) == (first["run_id"], [0.5, 0.5, 0.5])
 

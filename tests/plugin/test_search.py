@@ -49,7 +49,7 @@ def test_a_search_finds_the_load_that_a_queue_can_serve(
     monkeypatch.setenv("LLEM_TEST_MARK", str(pytester.path))
     (pytester.path / "found.yaml").write_text(STUDY)
 
-    pytester.runpytest_subprocess("found.yaml", "--llem-strict", "--llem-meter=none", "-k", "search-2")
+    pytester.runpytest("found.yaml", "--llem-strict", "--llem-meter=none", "-k", "search-2")
 
     [found] = searches(pytester.path)
     assert [each["step"] for each in found["cycles"]["1"]["windows"]] == [1, 2], "the one before was measured for it"
@@ -88,7 +88,7 @@ def test_a_window_that_is_selected_alone_says_that_those_before_it_failed(pytest
     nowhere = "openai: {base_url: http://127.0.0.1:9/v1, ready_timeout_s: 0.1}"
     (pytester.path / "found.yaml").write_text(f"{before}{nowhere}\nsweep:{swept}")
 
-    run = pytester.runpytest_subprocess("found.yaml", "--llem-meter=none", "-k", "search-5 or test_gate")
+    run = pytester.runpytest("found.yaml", "--llem-meter=none", "-k", "search-5 or test_gate")
 
     run.assert_outcomes(failed=2)
     run.stdout.fnmatch_lines(["*found[[]rate_per_s:search-c1[]]: failed*", "*nothing answers at*"])

@@ -30,7 +30,7 @@ def study(pytester: pytest.Pytester) -> Path:
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest_llem.machine.devices, "gpu_uuids", lambda: ("GPU-1", "GPU-2"))
-    monkeypatch.setattr(pytest_llem.machine.devices, "device_memory_bytes", lambda: None)
+    monkeypatch.setattr(pytest_llem.machine.devices, "device_memory_bytes", lambda kind="auto": None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -50,10 +50,12 @@ def test_a_study_that_needs_more_is_refused_at_the_place_of_the_setting(pytester
 
 @pytest.mark.usefixtures("two_gpus")
 def test_a_study_that_skips_what_cannot_run_says_why(pytester: pytest.Pytester, study: Path) -> None:
+    """Without `-rs` a run of nothing but skips was green and gave no reason."""
     study.write_text(STUDY + "on_invalid: skip\n")
 
     result = pytester.runpytest("--llem-study=parallel.yaml", "-rs", "-k", "tensor_parallel_size:4")
 
+    result.stdout.fnmatch_lines(["llem: study parallel: 2 of 6 experiments skipped: *needs 4 GPUs, 2 are visible"])
     result.stdout.fnmatch_lines(["*SKIPPED*needs 4 GPUs, 2 are visible*", "*SKIPPED*needs 8 GPUs, 2 are visible*"])
     result.assert_outcomes(skipped=2, deselected=4)
 

@@ -51,11 +51,11 @@ def test_two_studies_outside_rootdir_are_told_apart_and_can_be_typed_back(
     studies = [write(elsewhere / name) for name in ("one.yaml", "two.yaml")]
     arguments = [word for study in studies for word in spelling.format(option="--llem-study", path=study).split(" ")]
 
-    result = pytester.runpytest_subprocess(f"--rootdir={pytester.path}", *arguments, "--collect-only", "-q")
+    result = pytester.runpytest(f"--rootdir={pytester.path}", *arguments, "--collect-only", "-q")
 
     ids = [f"{study}::test_experiment[model:none-c1]" for study in studies]
     assert collected(result) == ids
-    again = pytester.runpytest_subprocess(f"--rootdir={pytester.path}", ids[1], "--collect-only", "-q")
+    again = pytester.runpytest(f"--rootdir={pytester.path}", ids[1], "--collect-only", "-q")
     assert collected(again) == ids[1:]
 
 
@@ -66,7 +66,7 @@ def test_a_study_that_moves_rootdir_is_warned_of(
     study = write(elsewhere / "one.yaml")
     arguments = f"--llem-study{spelling.format(path=study)}".split(" ")
 
-    result = pytester.runpytest_subprocess(*arguments, "--collect-only")
+    result = pytester.runpytest(*arguments, "--collect-only")
 
     assert ("write --llem-study=" in result.stdout.str()) is warns
     assert (f"rootdir: {pytester.path}" in result.outlines) is not warns
@@ -75,7 +75,7 @@ def test_a_study_that_moves_rootdir_is_warned_of(
 def test_a_study_below_the_current_directory_moves_nothing(pytester: pytest.Pytester) -> None:
     write(pytester.path / "one.yaml")
 
-    result = pytester.runpytest_subprocess("--llem-study", "one.yaml", "--collect-only")
+    result = pytester.runpytest("--llem-study", "one.yaml", "--collect-only")
 
     assert "PytestConfigWarning" not in result.stdout.str()
 

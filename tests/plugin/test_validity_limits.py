@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timed import on_a_clock
+
 pytestmark = pytest.mark.engine
 
 
@@ -47,6 +49,7 @@ def one_busy_cpu() -> Iterator[None]:
     os.sched_setaffinity(0, before)
 
 
+@on_a_clock
 @pytest.mark.usefixtures("one_busy_cpu")
 def test_a_cycle_that_shares_its_cpu_is_invalid(pytester: pytest.Pytester, faults: Callable[..., Path]) -> None:
     """It gets a third of the CPU, or half where the kernel shares it between sessions first (autogroups)."""

@@ -5,13 +5,17 @@
 
 #include <fcntl.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9 };
+enum {
+    OK = 0, UNINITIALIZED = 1, INVALID = 2, UNSUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9
+};
+enum { IDLE = 0x1, POWER_CAP = 0x4 }; /* event reasons */
 
 typedef Gpu *Device;
 typedef int Return;
@@ -148,6 +152,80 @@ static double power_w(Gpu *gpu, int64_t length) {
     return mean_w(gpu, t - (t - gpu->epoch_ns) % gpu->power_period_ns, length);
 }
 
+/* Where a load of this activity runs under the present settings. */
+typedef struct { unsigned clock_mhz, memory_mhz; double power_w, speed; uint64_t reasons; } Point;
+
+static unsigned within(unsigned value, unsigned low, unsigned high) {
+    if (high && value > high) value = high;
+    return value < low ? low : value;
+}
+
+static unsigned limit_mw(const Gpu *gpu) {
+    return gpu->outer_limit_mw && gpu->outer_limit_mw < gpu->power_limit_mw ? gpu->outer_limit_mw : gpu->power_limit_mw;
+}
+
+/* Without a lock `free_mhz`; with one, the step at or below its upper end. */
+static unsigned locked_mhz(const Gpu *gpu, unsigned free_mhz) {
+    if (!gpu->locked_high_mhz) return free_mhz;
+    unsigned clock = within(free_mhz, gpu->locked_low_mhz, gpu->locked_high_mhz);
+    return clock - (clock - gpu->min_clock_mhz) % gpu->clock_step_mhz;
+}
+
+static unsigned memory_mhz(const Gpu *gpu) {
+    unsigned wanted = within(gpu->memory_clocks_mhz[0], gpu->locked_memory_low_mhz, gpu->locked_memory_high_mhz), clock = 0;
+    for (int i = 0; i < 4; i++)
+        if (gpu->memory_clocks_mhz[i] && (!clock || gpu->memory_clocks_mhz[i] >= wanted)) clock = gpu->memory_clocks_mhz[i];
+    return clock;
+}
+
+static double load_w(const Gpu *gpu, double load, unsigned mhz) {
+    double above = mhz > gpu->knee_mhz ? (double)(mhz - gpu->knee_mhz) / (gpu->max_clock_mhz - gpu->knee_mhz) : 0;
+    double v = (gpu->low_v + (gpu->high_v - gpu->low_v) * above) / gpu->high_v;
+    return gpu->idle_w + gpu->leakage_w * v * v + load * gpu->switching_w * v * v * mhz / gpu->max_clock_mhz;
+}
+
+static Point point(const Gpu *gpu, double load) {
+    Point p = {locked_mhz(gpu, gpu->max_clock_mhz), memory_mhz(gpu), 0, 0, 0};
+    if (gpu->slowed_to_mhz && gpu->slowed_to_mhz < p.clock_mhz) {
+        p.clock_mhz = gpu->slowed_to_mhz;
+        p.reasons |= gpu->slowed_reason;
+    }
+    while ((p.power_w = load_w(gpu, load, p.clock_mhz)) * 1e3 > limit_mw(gpu) && !gpu->limit_unheld) {
+        if (p.clock_mhz < gpu->min_clock_mhz + gpu->clock_step_mhz) break;
+        p.clock_mhz -= gpu->clock_step_mhz;
+        p.reasons |= POWER_CAP;
+    }
+    double compute = gpu->compute_share * gpu->max_clock_mhz / p.clock_mhz;
+    p.speed = 1 / (compute + (1 - gpu->compute_share) * gpu->memory_clocks_mhz[0] / p.memory_mhz);
+    return p;
+}
+
+/* Power of the GPU from a time on. */
+static void step_power(Gpu *gpu, int64_t t, double watts) {
+    int64_t count = gpu->segments;
+    if (count == MAX_SEGMENTS) abort();
+    double before_w = count ? (energy_j(gpu, t) - energy_j(gpu, t - 1000)) / 1e-6 : watts;
+    gpu->segment[count] = (Segment){t, before_w, watts, 0, 0, 0, 0, energy_j(gpu, t)};
+    __atomic_store_n(&gpu->segments, count + 1, __ATOMIC_RELEASE);
+}
+
+static uint64_t power_capped_ns(const Gpu *gpu) {
+    return gpu->throttle_power_ns + (gpu->capped_since_ns ? now_ns() - gpu->capped_since_ns : 0);
+}
+
+/* Let the load be `load` from now on, and the present settings have effect on it. For tests: not of NVML. */
+void simulated_load(Gpu *gpu, double load, Point *out) {
+    int64_t t = now_ns();
+    *out = point(gpu, load);
+    gpu->throttle_power_ns = power_capped_ns(gpu);
+    gpu->capped_since_ns = load > 0 && out->reasons & POWER_CAP ? t : 0;
+    gpu->load = load;
+    step_power(gpu, t, load > 0 ? out->power_w : gpu->idle_w + gpu->leakage_w);
+}
+
+/* And what it would be, without letting it. */
+void simulated_point(Gpu *gpu, double load, Point *out) { *out = point(gpu, load); }
+
 static Return ready(Device gpu) { return !initialized ? UNINITIALIZED : gpu ? gpu->error : INVALID; }
 static Return readable(Device gpu) { Return r = ready(gpu); return r ? r : gpu->error_reads; }
 
@@ -161,6 +239,10 @@ Return nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     const char *path = getenv("LLEM_SIMULATED_NVML");
     if (!path || !*path) return NO_DRIVER;
+    static char mapped[4096];
+    /* Again before the shutdown: handles stay valid, as the real library counts its users. */
+    if (machine && initialized && !strcmp(mapped, path) && !machine->init_error) { initialized++; return OK; }
+    snprintf(mapped, sizeof mapped, "%s", path);
     int fd = open(path, O_RDWR);
     if (fd < 0) return NO_DRIVER;
     if (machine) munmap(machine, sizeof(Machine));
@@ -179,7 +261,9 @@ const char *nvmlErrorString(Return code) {
     switch (code) {
     case OK: return "Success";
     case UNINITIALIZED: return "Uninitialized";
+    case INVALID: return "Invalid Argument";
     case UNSUPPORTED: return "Not Supported";
+    case NO_PERMISSION: return "Insufficient Permissions";
     case NOT_FOUND: return "Not Found";
     case NO_DRIVER: return "Driver Not Loaded";
     case 15: return "GPU is lost";
@@ -222,14 +306,18 @@ GET(nvmlDeviceGetNumGpuCores, unsigned, ready, 16896)
 GET(nvmlDeviceGetComputeMode, unsigned, ready, 0)
 GET(nvmlDeviceGetPersistenceMode, unsigned, ready, d->persistence)
 GET(nvmlDeviceGetPowerManagementLimit, unsigned, ready, d->power_limit_mw)
-GET(nvmlDeviceGetPowerManagementDefaultLimit, unsigned, ready, d->power_limit_mw)
-GET(nvmlDeviceGetEnforcedPowerLimit, unsigned, ready, d->power_limit_mw)
+GET(nvmlDeviceGetPowerManagementDefaultLimit, unsigned, ready, d->default_limit_mw)
+GET(nvmlDeviceGetEnforcedPowerLimit, unsigned, ready, limit_mw(d))
+GET(nvmlDeviceGetCurrentClocksEventReasons, unsigned long long, readable, d->load > 0 ? point(d, d->load).reasons : IDLE)
+GET(nvmlDeviceGetCurrentClocksThrottleReasons, unsigned long long, readable, d->load > 0 ? point(d, d->load).reasons : IDLE)
 
 Return nvmlDeviceGetPowerManagementLimitConstraints(Device d, unsigned *low, unsigned *high) {
     Return r = ready(d);
-    if (!r) { *low = 200000; *high = d->power_limit_mw; }
+    if (!r) { *low = d->min_limit_mw; *high = d->max_limit_mw; }
     return r;
 }
+
+#include "settings.c"
 
 Return nvmlDeviceGetMigMode(Device d, unsigned *current, unsigned *pending) {
     Return r = ready(d);
@@ -260,7 +348,7 @@ Return nvmlDeviceGetPowerUsage(Device d, unsigned *out) {
 static Return field(Gpu *d, FieldValue *v) {
     v->type = 3;
     switch (v->field) {
-    case 74: v->value.ull = d->throttle_power_ns; return OK;
+    case 74: v->value.ull = power_capped_ns(d); return OK;
     case 75: v->value.ull = d->throttle_thermal_ns; return OK;
     case 83:
         if (!d->has_counter) return UNSUPPORTED;
@@ -298,9 +386,26 @@ Return nvmlDeviceGetTemperatureV(Device d, Temperature *out) {
 }
 
 Return nvmlDeviceGetClockInfo(Device d, int clock, unsigned *out) {
-    (void)clock;
     Return r = readable(d);
-    if (!r) *out = d->sm_clock_mhz;
+    if (!r) *out = clock == 2 ? memory_mhz(d) : d->load > 0 ? point(d, d->load).clock_mhz : locked_mhz(d, d->sm_clock_mhz);
+    return r;
+}
+
+Return nvmlDeviceGetDefaultApplicationsClock(Device d, int clock, unsigned *out) {
+    Return r = ready(d);
+    unsigned sm = d->own_application_mhz ? d->own_application_mhz : d->max_clock_mhz;
+    if (!r) *out = clock == 2 ? d->memory_clocks_mhz[0] : sm;
+    return r;
+}
+Return nvmlDeviceGetApplicationsClock(Device d, int clock, unsigned *out) {
+    Return r = nvmlDeviceGetDefaultApplicationsClock(d, clock, out);
+    if (!r && clock != 2 && d->application_mhz) *out = d->application_mhz;
+    return r;
+}
+
+Return nvmlDeviceGetMaxClockInfo(Device d, int clock, unsigned *out) {
+    Return r = ready(d);
+    if (!r) *out = clock == 2 ? d->memory_clocks_mhz[0] : d->max_clock_mhz;
     return r;
 }
 

@@ -54,6 +54,32 @@ typedef struct {
     uint32_t pids[MAX_PROCESSES];
     int64_t counter_reads;
 
+    /* What can be set. 0 of a lock is none; the limit that is in force is `power_limit_mw`, or less where something
+     * beside the driver (a BMC, a rack) allows `outer_limit_mw` only. */
+    uint32_t default_limit_mw, min_limit_mw, max_limit_mw, outer_limit_mw;
+    uint32_t min_clock_mhz, max_clock_mhz, clock_step_mhz;
+    uint32_t application_mhz, own_application_mhz; /* application clock: 0, or set by somebody; 0 by default: the maximum */
+    uint32_t memory_clocks_mhz[4];  /* descending */
+    uint32_t locked_low_mhz, locked_high_mhz, locked_memory_low_mhz, locked_memory_high_mhz;
+    uint32_t profiles[8], requested_profiles[8], unheld_profiles[8];
+    int32_t permission;     /* who may set: 0 anyone, 1 root, 2 who has LLEM_SIMULATED_NVML_ROOT set, 3 nobody */
+    int32_t vgpu;           /* nothing can be set, as with `mig` */
+    int32_t set_error;      /* returned by every set */
+    int64_t set_latency_ns; /* of every set, which takes effect half-way */
+    int32_t limit_ignored;  /* a limit that is set is acknowledged and forgotten */
+    int32_t limit_unheld;   /* a limit is kept and read back, and the load draws what it likes */
+    uint32_t slowed_to_mhz; /* 0, or what something holds the SM clock of a load below */
+    uint64_t slowed_reason; /* and its event reason */
+    int64_t limit_sets, clock_sets, clock_resets, memory_sets, memory_resets, profile_sets, refusals;
+
+    /* A load of its own: simulated_load() sets it, and each setting then takes effect on power and clock. */
+    double load;            /* activity from 0 to 1; 0 is idle, or a load that only `segment` knows */
+    double idle_w, leakage_w, switching_w; /* at no clock, by V^2, and by V^2 f; the latter two at the maximum clock */
+    double low_v, high_v;   /* at the clock `knee_mhz` and below, and at the maximum; straight in between */
+    uint32_t knee_mhz;
+    double compute_share;   /* of the work's time at the maximum clocks, which goes as 1/f; memory has the rest */
+    int64_t capped_since_ns;
+
     int64_t segments;
     Segment segment[MAX_SEGMENTS];
 } Gpu;

@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,9 @@ PATH_VARIABLE = "LLEM_SIMULATED_NVML"
 MAX_GPUS = 4
 MAX_SEGMENTS = 20000
 MAX_PROCESSES = 16
+ANYONE, ROOT, PRIVILEGED, NOBODY = range(4)
+"""Who may set (`Gpu.permission`); `PRIVILEGED` is who has `ROOT_VARIABLE` in its environment."""
+ROOT_VARIABLE = "LLEM_SIMULATED_NVML_ROOT"
 LEAD_NS = 150_000
 
 
@@ -86,6 +90,47 @@ class Gpu(ctypes.Structure):
         ("processes", ctypes.c_uint32),
         ("pids", ctypes.c_uint32 * MAX_PROCESSES),
         ("counter_reads", ctypes.c_int64),
+        ("default_limit_mw", ctypes.c_uint32),
+        ("min_limit_mw", ctypes.c_uint32),
+        ("max_limit_mw", ctypes.c_uint32),
+        ("outer_limit_mw", ctypes.c_uint32),
+        ("min_clock_mhz", ctypes.c_uint32),
+        ("max_clock_mhz", ctypes.c_uint32),
+        ("clock_step_mhz", ctypes.c_uint32),
+        ("application_mhz", ctypes.c_uint32),
+        ("own_application_mhz", ctypes.c_uint32),
+        ("memory_clocks_mhz", ctypes.c_uint32 * 4),
+        ("locked_low_mhz", ctypes.c_uint32),
+        ("locked_high_mhz", ctypes.c_uint32),
+        ("locked_memory_low_mhz", ctypes.c_uint32),
+        ("locked_memory_high_mhz", ctypes.c_uint32),
+        ("profiles", ctypes.c_uint32 * 8),
+        ("requested_profiles", ctypes.c_uint32 * 8),
+        ("unheld_profiles", ctypes.c_uint32 * 8),
+        ("permission", ctypes.c_int32),
+        ("vgpu", ctypes.c_int32),
+        ("set_error", ctypes.c_int32),
+        ("set_latency_ns", ctypes.c_int64),
+        ("limit_ignored", ctypes.c_int32),
+        ("limit_unheld", ctypes.c_int32),
+        ("slowed_to_mhz", ctypes.c_uint32),
+        ("slowed_reason", ctypes.c_uint64),
+        ("limit_sets", ctypes.c_int64),
+        ("clock_sets", ctypes.c_int64),
+        ("clock_resets", ctypes.c_int64),
+        ("memory_sets", ctypes.c_int64),
+        ("memory_resets", ctypes.c_int64),
+        ("profile_sets", ctypes.c_int64),
+        ("refusals", ctypes.c_int64),
+        ("load", ctypes.c_double),
+        ("idle_w", ctypes.c_double),
+        ("leakage_w", ctypes.c_double),
+        ("switching_w", ctypes.c_double),
+        ("low_v", ctypes.c_double),
+        ("high_v", ctypes.c_double),
+        ("knee_mhz", ctypes.c_uint32),
+        ("compute_share", ctypes.c_double),
+        ("capped_since_ns", ctypes.c_int64),
         ("segments", ctypes.c_int64),
         ("segment", Segment * MAX_SEGMENTS),
     )
@@ -173,6 +218,17 @@ class Gpu(ctypes.Structure):
         self.processes = len(pids)
         for index, pid in enumerate(pids):
             self.pids[index] = pid
+
+    @property
+    def settings(self) -> tuple[int, ...]:
+        """All that can be set: what a put-back has to bring back."""
+        locks = (self.locked_low_mhz, self.locked_high_mhz, self.locked_memory_low_mhz, self.locked_memory_high_mhz)
+        return (self.power_limit_mw, *locks, *self.requested_profiles)
+
+    def offer_profiles(self, *profiles: int) -> None:
+        """Let the board have these workload power profiles; an H100 has none."""
+        for profile in profiles:
+            self.profiles[profile // 32] |= 1 << profile % 32
 
     def _base_w(self, t_ns: int) -> float:
         segment = self._segment(t_ns)
@@ -263,6 +319,14 @@ def _default_h100(gpu: Gpu, index: int) -> None:
     gpu.persistence = gpu.ecc = 1
     gpu.counter_offset_mj = 5_000_000
     gpu.counter_gain = 1.0
+    gpu.default_limit_mw = gpu.max_limit_mw = gpu.power_limit_mw
+    gpu.min_limit_mw = 200_000
+    gpu.min_clock_mhz, gpu.max_clock_mhz, gpu.clock_step_mhz = 210, 1980, 15
+    gpu.memory_clocks_mhz[:2] = (2619, 1593)
+    gpu.slowed_reason = pynvml.nvmlClocksEventReasonSwThermalSlowdown
+    gpu.idle_w, gpu.leakage_w, gpu.switching_w = 70.0, 110.0, 510.0
+    gpu.low_v, gpu.high_v, gpu.knee_mhz = 0.70, 1.05, 1110
+    gpu.compute_share = 0.7
     gpu.set_power(110.0, at_ns=gpu.epoch_ns)
 
 
@@ -293,6 +357,6 @@ def build_library(directory: Path) -> Path:
     )
     # CodeCarbon takes a machine without this command for one without a GPU.
     command = directory / "nvidia-smi"
-    command.write_text("#!/bin/sh\nexit 0\n")
+    command.write_text(f'#!/bin/sh\n[ $# = 0 ] || exec {sys.executable} {HERE / "nvidia_smi.py"} "$@"\n')
     command.chmod(0o755)
     return library

@@ -97,6 +97,22 @@ def test_an_engine_that_is_there_and_breaks_is_a_problem_with_its_own_words(
     assert "built for another CUDA" in broken["message"]
 
 
+@pytest.mark.usefixtures("simulation")
+def test_an_engine_whose_torch_is_not_for_the_gpus_here_is_warned_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything was `ok`, and each study was refused."""
+    engines_are(monkeypatch, EngineInfo("transformers", modules=("json",), packages=("torch",)))
+    monkeypatch.setattr(doctor, "torch_build", lambda: "cpu")
+
+    assert main(["doctor", "--json"]) == 0
+
+    found = findings(capsys)["engines/transformers"]
+    assert found["level"] == "warn"
+    assert "its torch was built for cpu, and cuda is what is here" in found["message"]
+    assert "--llem-device=cpu" in found["fix"]
+
+
 def test_an_engine_that_nobody_verified_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
 import time
 from contextlib import suppress
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 KEEPALIVE_S = 3.0
 """Servers close idle connections after 5 s and more: one that is closed just as it is used fails a request."""
 
+CLOSED = getattr(select, "POLLRDHUP", select.POLLIN)
+"""What the kernel says of a connection that the server closed; elsewhere than on Linux, that something waits in it."""
 STALE_S = 0.05
 """A server that closed an idle connection lets a request know at once: a loss after this had been worked on."""
 LINGER_S = 1.0
@@ -82,7 +85,7 @@ REQUEST: ContextVar[RequestTrace] = ContextVar("request")
 
 
 def connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
-    """Connections without a limit to their number, none of which holds an answer that nobody had asked for yet."""
+    """Connections without a limit to their number: none is closed, or holds an answer that nobody had asked for."""
     import aiohttp
 
     used: WeakSet[aiohttp.client_proto.ResponseHandler] = WeakSet()
@@ -91,11 +94,12 @@ def connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
         async def connect(
             self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
         ) -> aiohttp.connector.Connection:
-            # aiohttp looks at this when a connection is given back only: what came since would answer this request.
+            # aiohttp looks at this when a connection is given back only: what came since would answer this request, and
+            # on a busy machine the loop has not yet seen that a server closed it.
             while True:
                 connection = await super().connect(req, traces, timeout)
                 protocol = connection.protocol
-                if protocol is None or not protocol.should_close:
+                if protocol is None or not (protocol.should_close or (protocol in used and _closed(protocol))):
                     if protocol in used:
                         REQUEST.get().reused_ns = time.monotonic_ns()
                     elif protocol is not None:
@@ -106,6 +110,16 @@ def connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
                     raise RequestFailedError("malformed", "an answer came before it was asked for")
 
     return Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls)
+
+
+def _closed(protocol: asyncio.BaseProtocol) -> bool:
+    """Whether the server has closed an idle connection."""
+    transport = getattr(protocol, "transport", None)
+    if transport is None or (sock := transport.get_extra_info("socket")) is None:
+        return True
+    poll = select.poll()
+    poll.register(sock.fileno(), CLOSED)
+    return bool(poll.poll(0))
 
 
 def network_errors() -> tuple[type[Exception], ...]:

@@ -18,6 +18,8 @@ INFO = EngineInfo(
     install="pip install sglang",
     stock_image="lmsysorg/sglang:v0.5.20",
     exclusive=True,
+    device_kinds=("cuda", "rocm"),
+    gpus_by_sizes=True,
     stop_strings=True,
     verified=False,
     signatures=Layout(
@@ -54,6 +56,7 @@ INFO = EngineInfo(
         gauges={"running": "sglang:num_running_reqs", "waiting": "sglang:num_queue_reqs"},
         counters={
             "preemptions": "sglang:num_retracted_reqs_total",
+            "finished_requests": "sglang:num_requests_total",
             "prefix_cache_hit_tokens": "sglang:cached_tokens_total",
             "prompt_tokens": "sglang:prompt_tokens_total",
             "generated_tokens": "sglang:generation_tokens_total",

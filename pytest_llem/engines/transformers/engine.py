@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_llem.engines.hub_models import HubEngine, HubTokenizer, reset_cuda_peaks, torch_environment
+from pytest_llem.engines.hub_models import (
+    HubEngine,
+    HubTokenizer,
+    require_build_for,
+    reset_cuda_peaks,
+    torch_environment,
+)
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.protocol import (
     CacheState,
@@ -59,10 +65,11 @@ class TransformersEngine(HubEngine):
         self._config, self._devices = config, devices
         self._settings = settings = read_settings(config)
         generation_fields(settings, config.decoding)
-        if devices.kind == "cuda" and not torch.cuda.is_available():
+        require_build_for(devices)
+        if devices.on_gpu and not torch.cuda.is_available():
             raise EngineError(
-                "an NVIDIA GPU was leased, and torch sees none",
-                fix="install a CUDA build of torch that the driver supports, or run on the CPU",
+                "a GPU was leased, and torch sees none",
+                fix=f"install a build of torch for {devices.kind} that the driver supports, or run on the CPU",
                 details={"torch": torch.__version__, "torch_cuda": torch.version.cuda},
             )
         if settings.threads is not None:
@@ -71,7 +78,7 @@ class TransformersEngine(HubEngine):
         self.capabilities = Capabilities(
             token_times=settings.num_beams == 1,
             separable_phases=single_step and settings.prompt_lookup_num_tokens is None,
-            memory_counters=devices.kind == "cuda",
+            memory_counters=devices.on_gpu,
         )
         if self._engine is not None:
             self._engine = self._engine.renewed(config, settings)
@@ -83,7 +90,7 @@ class TransformersEngine(HubEngine):
         from pytest_llem.engines.transformers.loading import load
 
         config = self._prepared()
-        loaded = load(config, self._settings, "cuda:0" if self._devices.kind == "cuda" else "cpu")
+        loaded = load(config, self._settings, "cuda:0" if self._devices.on_gpu else "cpu")
         self._engine = Generator(loaded, config, self._settings)
 
     def tokenizer(self) -> HubTokenizer:
@@ -110,7 +117,7 @@ class TransformersEngine(HubEngine):
 
     def quiesce(self) -> Quiesced:
         """See `Engine.quiesce`. On the CPU every operation has ended when its call returns."""
-        if self._devices.kind == "cuda":
+        if self._devices.on_gpu:
             import torch
 
             for index in range(torch.cuda.device_count()):
@@ -131,7 +138,7 @@ class TransformersEngine(HubEngine):
 
     def reset_peak_memory(self) -> None:
         """See `Engine.reset_peak_memory`."""
-        if self._devices.kind == "cuda":
+        if self._devices.on_gpu:
             reset_cuda_peaks()
 
     def memory(self) -> tuple[DeviceMemory, ...]:
@@ -145,7 +152,7 @@ class TransformersEngine(HubEngine):
             self._engine.close()
             self._engine = None
         gc.collect()
-        if was_loaded and self._devices.kind == "cuda":
+        if was_loaded and self._devices.on_gpu:
             import torch
 
             torch.cuda.empty_cache()

@@ -20,6 +20,8 @@ INFO = EngineInfo(
     install="pip install 'pytest-llem[vllm]'",
     stock_image="vllm/vllm-openai:v0.26.0-cu129",
     exclusive=True,
+    one_build_per_kind=True,
+    gpus_by_sizes=True,
     stop_strings=True,
     signatures=Layout(
         main=(Target(("vllm.engine.arg_utils:EngineArgs", "vllm:EngineArgs")), _SAMPLING),
@@ -60,6 +62,7 @@ INFO = EngineInfo(
         gauges={"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"},
         counters={
             "preemptions": "vllm:num_preemptions_total",
+            "finished_requests": "vllm:request_success_total",
             "prefix_cache_queried_tokens": "vllm:prefix_cache_queries_total",
             "prefix_cache_hit_tokens": "vllm:prefix_cache_hits_total",
             "prompt_tokens": "vllm:prompt_tokens_total",

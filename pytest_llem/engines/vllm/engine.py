@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import importlib
 import os
 import time
@@ -19,6 +18,7 @@ from pytest_llem.engines.hub_models import (
     HubTokenizer,
     check_lengths,
     cuda_memory,
+    require_build_for,
     reset_cuda_peaks,
     shape_of,
     tokenizer_of,
@@ -85,6 +85,7 @@ class VLLMEngine(HubEngine):
         sampling_fields = set(vllm.SamplingParams.__struct_fields__)
         self._arguments = read_arguments(config, engine_fields, sampling_fields)
         self._config, self._devices = config, devices
+        require_build_for(devices)
         require_devices("vllm", self._arguments.sizes, devices)
         try:
             self._sampling(Request(0, (0,), 1))
@@ -178,7 +179,7 @@ class VLLMEngine(HubEngine):
             return "unknown"
         if self._arguments.devices > 1:
             return "drained"
-        if self._devices.kind == "cuda":
+        if self._devices.on_gpu:
             import torch
 
             torch.cuda.synchronize()
@@ -259,7 +260,7 @@ class VLLMEngine(HubEngine):
         self._engine = None
         core.shutdown()
         del core
-        gc.collect()
+        # It collects garbage, after which the weights are gone.
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
@@ -311,7 +312,7 @@ class VLLMEngine(HubEngine):
             ) from problem
 
     def _counts_memory(self) -> bool:
-        return self._devices.kind == "cuda" and self._arguments.devices == 1
+        return self._devices.on_gpu and self._arguments.devices == 1
 
     def _run_error(self, problem: RuntimeError) -> LlemError:
         text = one_line(problem)

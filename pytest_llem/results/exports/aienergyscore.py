@@ -15,6 +15,7 @@ from statistics import fmean
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json
+from pytest_llem.job.gpu_setting import SETTING_NAMES
 from pytest_llem.results.comparability import conditions
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.reading import Results
@@ -92,7 +93,8 @@ def _phases(results: Results) -> dict[str, JsonValue]:
 def _deviations(result: Result) -> Iterator[str]:
     """What this cycle's settings and machine differ in."""
     config, work, energy = result.experiment.config, result.workload, result.energy
-    workload, decoding, settings = (_mapping(config.get(name)) for name in ("workload", "decoding", "settings"))
+    names = ("workload", "decoding", "settings", "device")
+    workload, decoding, settings, device = (_mapping(config.get(name)) for name in names)
     batch = result.engine.effective.get("batch_size")
     dtype = str(result.engine.effective.get("dtype")).removeprefix("torch.")
     if workload.get("dataset") not in DATASETS:
@@ -106,8 +108,8 @@ def _deviations(result: Result) -> Iterator[str]:
         yield "prompts in the model's chat template, not as they are"
     if workload.get("system_prompt") or workload.get("few_shot"):
         yield "a system prompt or examples before each prompt"
-    if work.output_tokens != OUTPUT_TOKENS * work.requests or not workload.get("ignore_eos", True):
-        mean = work.output_tokens / work.requests if work.requests else 0
+    if work.output_tokens != OUTPUT_TOKENS * (work.requests or 0) or not workload.get("ignore_eos", True):
+        mean = (work.output_tokens or 0) / work.requests if work.requests else 0
         yield f"{mean:.4g} output tokens per prompt, not {OUTPUT_TOKENS} each"
     if decoding.get("do_sample"):
         yield "sampled answers, not greedy ones"
@@ -124,6 +126,9 @@ def _deviations(result: Result) -> Iterator[str]:
     if result.engine.name != "transformers":
         yield f"engine {result.engine.name}, not transformers"
     yield from _of_boards(result)
+    for name in SETTING_NAMES:
+        if device.get(name) not in (None, "default"):
+            yield f"{name} {device[name]} set, not the board's own"
     if energy.scope != "gpu_board":
         yield f"energy of {energy.scope}, not of the GPU"
     if not energy.measured:

@@ -5,20 +5,24 @@ is one request after another, `MultiStream` one batch after another, `Offline` a
 other loads are none (`null`); throughput has the scenario's own keys. `Result is` says `VALID` for a valid result of
 at least 600 s. It is no submission: `deviations`, never empty, say why. From MLPerf Power are `Average power (W)` and
 `Energy per sample (J)`, of the measure window; added are `energy_measured` (false for an estimate) and k=2
-uncertainties.
+uncertainties. `energy_report` is the object that mlcommons/inference pull request 2587 proposes
+(`energy-reporting/mlperf_energy_schema_v6.json`), with the fields that were measured as it defines them;
+`energy_report_lacks` names those that it requires and that are not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json
 from pytest_llem.job.percentiles import STANDARD, written
 from pytest_llem.results.exports.load_shape import LoadShape, load_of
+from pytest_llem.results.exports.sensor import sensor_of
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
+from pytest_llem.results.sections.energy import DECODE, MEASURE, PREFILL
 
 MIN_DURATION_S = 600.0
 """MLPerf Inference rules, section "Scenarios", and LoadGen's mlperf.conf: `min_duration` of every scenario."""
@@ -29,7 +33,29 @@ RATES = {
     "Server": ("Completed samples per second", "Completed tokens per second"),
     "SingleStream": ("QPS w/ loadgen overhead", "TPS w/ loadgen overhead"),
 }
-"""Throughput by scenario; LoadGen writes none of `MultiStream`."""
+"""Throughput by scenario; LoadGen writes none of `MultiStream`, and the proposal for energy has no name for it."""
+METHODS = ("nvml", "rapl")
+"""Names of the proposal that are interfaces of shipped meters; AMD SMI is not its `rocm_smi`."""
+RUNTIMES = {"python": "python", "torch": "pytorch", "vllm": "vllm"}
+REQUIRED = (
+    "task_type",
+    "total_energy_joules",
+    "static_power_baseline_watts",
+    "inference_active_power_watts",
+    "measurement_method",
+    "sampling_rate_hz",
+    "thermal_stabilization_seconds",
+    "scenario",
+    "accelerator_count",
+    "energy_per_token_joules",
+    "prefill_energy_joules",
+    "generation_energy_joules",
+    "output_token_count",
+    "batch_size",
+    "input_sequence_length",
+    "output_sequence_length",
+)
+"""Of every report, and of those of an LLM."""
 
 
 def export(results: Results, out: Path) -> None:
@@ -43,6 +69,7 @@ def summary(result: Result) -> dict[str, JsonValue]:
     long_enough = duration is not None and duration >= MIN_DURATION_S
     latency, energy, load = result.latency, result.energy, load_of(result)
     scenario = scenario_of(load)
+    reported = energy_report(result, load, scenario)
     rates = (result.throughput.requests_per_s, result.throughput.output_tokens_per_s)
     entry: dict[str, JsonValue] = {
         "SUT name": f"{result.study}[{result.experiment.id}] on {result.engine.name} {result.engine.version}",
@@ -59,6 +86,8 @@ def summary(result: Result) -> dict[str, JsonValue]:
         "avg_power_w_uncertainty": energy.avg_power_w_uncertainty,
         "joules_per_request_uncertainty": energy.joules_per_request_uncertainty,
         "gain_uncertainty_rel": energy.gain_uncertainty_rel,
+        "energy_report": reported,
+        "energy_report_lacks": [] if reported is None else [name for name in REQUIRED if name not in reported],
         "run_id": result.run_id,
         "cycle": result.cycle,
         "deviations": [*_deviations(result, load, scenario, duration)],
@@ -76,6 +105,58 @@ def summary(result: Result) -> dict[str, JsonValue]:
             seconds = distribution.statistics.get(statistic) if distribution is not None else None
             entry[key] = None if seconds is None else round(seconds * 1e9)
     return entry
+
+
+def energy_report(result: Result, load: LoadShape, scenario: str | None) -> dict[str, JsonValue] | None:
+    """The proposal's object of a result, without what is not known; `None` without a sensor's energy.
+
+    `energy_per_token_joules` is of generation alone there: `joules_per_output_token` has the prompts as well.
+    """
+    energy, work = result.energy, result.workload
+    if not energy.measured or energy.energy_j is None:
+        return None
+    phases = {each.name: joules for each in energy.phases if (joules := each.energy_per_repeat_j or 0.0) > 0}
+    of_window = {name: joules * work.repeats for name, joules in phases.items()}
+    prefill, generation = of_window.get(PREFILL), of_window.get(DECODE)
+    read = [each for each in energy.windows if each.name == MEASURE]
+    seconds = sum(each.end_ns - each.start_ns for each in read) / 1e9
+    rate = sum(each.samples for each in read) / seconds if seconds else 0.0
+    of_workload = result.experiment.config.get("workload")
+    lengths = {"input": work.input_tokens, "output": work.output_tokens}
+    equal = {
+        name: length
+        for name, tokens in lengths.items()
+        if isinstance(of_workload, Mapping)
+        and isinstance(length := of_workload.get(f"{name}_tokens"), int)
+        and tokens == length * (work.requests or 0) > 0  # none is longer, so all are as long
+    }
+    host, packages = result.environment.host, result.environment.host.get("packages")
+    versions = {"python": host.get("python"), **(dict(packages) if isinstance(packages, Mapping) else {})}
+    method = sensor_of(result)
+    fields: dict[str, JsonValue] = {
+        "task_type": "llm",
+        "total_energy_joules": energy.energy_j,
+        "static_power_baseline_watts": energy.idle_power_w,
+        "inference_active_power_watts": None if energy.avg_power_w is None else {"mean": energy.avg_power_w},
+        "measurement_method": method if method in METHODS else None,
+        "sampling_rate_hz": rate if rate >= 1 else None,
+        "thermal_stabilization_seconds": result.warmup.duration_s,
+        "scenario": scenario.lower() if scenario in RATES else None,
+        "accelerator_count": len(result.runner.device_ids) or None,
+        "energy_per_token_joules": {"mean": generation / result.tokens.output}
+        if generation is not None and result.tokens.output
+        else None,
+        "prefill_energy_joules": prefill,
+        "generation_energy_joules": generation,
+        "output_token_count": result.tokens.output or None,
+        "batch_size": load.batch_size or (1 if load.max_concurrency == 1 else None),
+        "input_sequence_length": equal.get("input"),
+        "output_sequence_length": equal.get("output"),
+        "software_runtime_versions": {
+            RUNTIMES[name]: str(version) for name, version in versions.items() if name in RUNTIMES and version
+        },
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _two_decimals(percentile: float) -> str:

@@ -31,6 +31,8 @@ LATENCIES = {
 }
 TYPES = {"gpu": "gpu", "cpu": "cpu", "dram": "memory"}
 """`hw.type` by a device's kind; a process is no hardware."""
+GPU_FACTS = {"llem.gpu.power_limit": "W", "llem.gpu.sm_clock": "Hz", "llem.gpu.memory_clock": "Hz"}
+"""With their units: the limit in force, and the clocks' medians under load."""
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -102,6 +104,7 @@ def _energy(result: Result) -> list[JsonValue]:
         metrics.append({"name": name, "unit": "J", "sum": total})
     if watts:
         metrics.append(_gauge("hw.power" if energy.measured else "llem.estimated_power", "W", watts))
+    metrics += _gpus(result)
     quality = result.quality
     figures: dict[str, tuple[str, float | None]] = {
         "llem.joules_per_output_token": ("J/{token}", energy.joules_per_output_token),
@@ -116,6 +119,19 @@ def _energy(result: Result) -> list[JsonValue]:
     known = {name: (unit, value) for name, (unit, value) in figures.items() if value is not None}
     metrics += [_gauge(name, unit, [_point(result, value, {})]) for name, (unit, value) in known.items()]
     return metrics
+
+
+def _gpus(result: Result) -> list[JsonValue]:
+    """How each GPU was set while it was measured; the conventions have no names for it."""
+    read: dict[str, list[JsonValue]] = {}
+    for gpu in result.device.gpus:
+        hertz = [None if clock is None else clock * 1e6 for clock in (gpu.sm_clock_mhz, gpu.memory_clock_mhz)]
+        facts = (min(gpu.power_limits_w, default=None), *hertz)
+        for name, value in zip(GPU_FACTS, facts, strict=True):
+            if value is not None:
+                attributes: dict[str, JsonValue] = {"hw.id": gpu.id, "hw.type": "gpu"}
+                read.setdefault(name, []).append(_point(result, value, attributes))
+    return [_gauge(name, GPU_FACTS[name], points) for name, points in read.items()]
 
 
 def _gauge(name: str, unit: str, points: list[JsonValue]) -> JsonValue:

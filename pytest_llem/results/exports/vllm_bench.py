@@ -40,7 +40,8 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
     """One result in vLLM's keys."""
     model = result.experiment.config.get("model")
     load, energy = load_of(result), result.energy
-    requests = result.workload.requests * result.workload.repeats
+    of_one, failed = result.workload.requests, result.workload.failed_requests
+    requests = None if of_one is None else of_one * result.workload.repeats
     entry: dict[str, JsonValue] = {
         "date": datetime.fromisoformat(result.measured_to or result.created_at).strftime("%Y%m%d-%H%M%S"),
         "endpoint_type": result.engine.name,
@@ -60,8 +61,8 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         "arrival_process": load.process,
         "repeats": result.workload.repeats,
         "duration": result.throughput.duration_s or result.timing.get("measure_s"),
-        "completed": requests - result.workload.failed_requests,
-        "failed": result.workload.failed_requests,
+        "completed": None if requests is None or failed is None else requests - failed,
+        "failed": failed,
         "total_input_tokens": result.tokens.input,
         "total_output_tokens": result.tokens.output,
         "request_throughput": result.throughput.requests_per_s,
@@ -92,7 +93,7 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
 
 
 def _request_rate(load: LoadShape) -> float | str | None:
-    if load.process in ("offline", "schedule"):
+    if load.process in ("offline", "schedule", "command"):
         return None
     return "inf" if load.rate_per_s is None or load.process == "ramp" else load.rate_per_s
 

@@ -14,9 +14,9 @@ from itertools import groupby
 from pytest_llem.job.metric_names import MetricName
 from pytest_llem.results.comparability import (
     NOT_ALWAYS_APART,
-    SETTLED_BY_SETTINGS,
     differences,
     settings_differences,
+    settled_by_settings,
     without_effect,
 )
 from pytest_llem.results.history.changes import ChangePoint, find_changes
@@ -165,5 +165,5 @@ def why_apart(before: HistoryEntry, now: HistoryEntry, measure: MetricName) -> l
     """Why two runs of an experiment may not be compared in a metric, a sentence each: settings, then conditions."""
     gains = before.gain_uncertainty_rel, now.gain_uncertainty_rel
     changed = settings_differences(before.settings, now.settings) if before.config_hash != now.config_hash else []
-    follow = SETTLED_BY_SETTINGS if changed else ()
+    follow = settled_by_settings(before.settings, now.settings) if changed else ()
     return [*changed, *differences(before.conditions, now.conditions, measure, 0.0, gains, follow)]

@@ -74,7 +74,7 @@ def answers_of(valid: Sequence[tuple[Result, Path | None]]) -> AnswersOf | None:
         questions=first.questions,
         right=fmean(accuracies) * first.questions if accuracies else None,
         cut=sum(of.cut for of in sections) * per_repeat,
-        failed=sum(result.workload.failed_requests for _, result, _ in scored) * per_repeat,
+        failed=sum(result.workload.failed_requests or 0 for _, result, _ in scored) * per_repeat,
         unstable=max(_unstable(sections), *(of.unstable for of in sections)),
         reason=next((of.reason for of in sections if of.reason is not None), None),
         asked=(asked := _asked(sections)),

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.results.carry_over import CarryOver
 from pytest_llem.results.manifest import Manifest, StudyPlan
+from pytest_llem.results.preregister import deviations, verdict
 from pytest_llem.results.reading import Cell
 from pytest_llem.results.report.content import Content, ExperimentRow
-from pytest_llem.results.report.markup import count, fold, table, terms, text
+from pytest_llem.results.report.markup import count, fold, said, table, terms, text
 from pytest_llem.results.schema import Result
 
 MAX_VALUES = 12
@@ -29,6 +31,7 @@ ORDERS = {
     "sequential": "experiment by experiment",
     "interleaved": "one cycle of each experiment in turn",
     "shuffled": "in an order drawn from the study",
+    "balanced": "in the order of a Williams design, whole or in part",
 }
 
 
@@ -58,11 +61,30 @@ def _study(name: str, content: Content) -> str:
     rows = [row for row in content.experiments if row.study == name]
     results = content.results.of_study(name)
     plans = [plan for manifest in content.manifests.values() for plan in manifest.studies if plan.name == name]
-    plan = plans[-1] if plans else None
-    entries = [*(_of_settings(_Settings(rows)) if rows else ()), *_loaded(results), *_protocol(plan, results, rows)]
+    entries = [*study_facts(plans, results, rows), *_registered(name, content.manifests.values())]
+    entries += _carried([each for each in content.carried if each.study == name])
     several = len({*content.axes, *(p.name for m in content.manifests.values() for p in m.studies)}) > 1
     title = f"<h3>{text(name)}</h3>" if several else ""
     return title + terms(entries) + "".join(_sources(each) for each in _distinct(plans))
+
+
+def _registered(study: str, manifests: Iterable[Manifest]) -> Iterator[tuple[str, str]]:
+    """The rule that was registered, and how each run deviates from the registration."""
+    for manifest in manifests:
+        for plan in manifest.studies:
+            if plan.name == study and (registered := plan.registration) is not None:
+                found = deviations(registered, manifest, plan)
+                listed = f"<ul>{''.join(f'<li>{text(each)}</li>' for each in found)}</ul>" if found else ""
+                when = f"{moment(registered.registered_at)}, SHA-256 {registered.sha256[:12]}"
+                how = said("bad" if found else "good", verdict(found))
+                yield "Registered", f"{text(registered.rule)} ({when}): {how}{listed}"
+
+
+def study_facts(
+    plans: Sequence[StudyPlan], results: Sequence[Result], rows: Sequence[ExperimentRow]
+) -> list[tuple[str, str]]:
+    """What one study asked for, and what its engines say they ran: terms, and what they mean as markup."""
+    return [*(_of_settings(_Settings(rows)) if rows else ()), *_loaded(results), *_protocol(plans, results, rows)]
 
 
 class _Settings:
@@ -95,6 +117,9 @@ class _Settings:
 
 def _of_settings(settings: _Settings) -> Iterable[tuple[str, str]]:
     said = settings.said
+    if not any(name.startswith("workload.") for name in settings.names):
+        yield from _without_study(settings)
+        return
     revision = f", revision {said('revision')}" if settings.set("revision") else ""
     lora = f", LoRA adapter {said('lora')}" if settings.set("lora") else ""
     dummy = ", random weights of its shape" if "dummy" in settings.values("weights") else ""
@@ -127,8 +152,10 @@ def _of_settings(settings: _Settings) -> Iterable[tuple[str, str]]:
     warm = {
         name: said(f"measurement.warmup.{name}") for name in ("min_repeats", "max_repeats", "max_s", "cv", "window")
     }
-    converged = f"until the last {warm['window']} vary by at most {warm['cv']} (std/mean)"
-    repeats = f"{warm['min_repeats']} to {warm['max_repeats']} repeats, {converged}, at most {warm['max_s']} s"
+    converged = f"until the last {warm['window']} vary by at most {warm['cv']} (std/mean), "
+    fixed = warm["min_repeats"] == warm["max_repeats"]
+    number = warm["max_repeats"] if fixed else f"{warm['min_repeats']} to {warm['max_repeats']}"
+    repeats = f"{number} repeat{'s' * (number != '1')}, {'' if fixed else converged}at most {warm['max_s']} s"
     yield "Warm-up", repeats if settings.set("measurement.warmup.max_repeats") else "none"
     idle = (
         f"{said('measurement.idle.duration_s')} s idle with the model loaded"
@@ -137,6 +164,18 @@ def _of_settings(settings: _Settings) -> Iterable[tuple[str, str]]:
     )
     phases = f", phases {said('measurement.phases')}" if settings.set("measurement.phases") else ""
     yield "Windows", f"at least {said('measurement.min_duration_s')} s of whole repeats, {idle}{phases}"
+
+
+def _without_study(settings: _Settings) -> Iterable[tuple[str, str]]:
+    """Of a command, or another tool's benchmark, nothing is known that no file says: neither prompts nor decoding."""
+    if settings.set("model"):
+        yield "Model", settings.said("model")
+    if settings.set("command"):
+        yield "Command", f"{settings.said('command')}; measured from its start to its end, without a warm-up"
+    if settings.set("server"):
+        yield "Server", settings.said("server")
+    if settings.set("benchmark"):
+        yield "Requests", f"sent, counted and timed by {settings.said('benchmark')}, whose time the energy is of"
 
 
 def _in_front(settings: _Settings) -> Iterable[str]:
@@ -172,13 +211,15 @@ def _loaded(results: Sequence[Result]) -> Iterable[tuple[str, str]]:
 
 
 def _protocol(
-    plan: StudyPlan | None, results: Sequence[Result], rows: Sequence[ExperimentRow]
+    plans: Sequence[StudyPlan], results: Sequence[Result], rows: Sequence[ExperimentRow]
 ) -> Iterable[tuple[str, str]]:
-    cycles = plan.required_cycles if plan is not None and plan.required_cycles else None
-    order = ORDERS.get(plan.order or "", "") if plan is not None else ""
+    """As all runs asked for it; where they differ, each way is named."""
+    asked = sorted({plan.required_cycles for plan in plans if plan.required_cycles})
+    order = ", or ".join(dict.fromkeys(ORDERS[plan.order] for plan in plans if plan.order in ORDERS))
     most = max((row.total for row in rows), default=0)
-    stated = count(cycles or most, "cycle") + " per experiment"
-    extra = f", up to {most} until the interval is narrow enough" if cycles and most > cycles else ""
+    cycles = [*map(str, asked[:-1]), count(asked[-1] if asked else most, "cycle")]
+    stated = " or ".join(cycles) + " per experiment"
+    extra = f", up to {most} until the interval is narrow enough" if asked and most > asked[-1] else ""
     isolation = [ISOLATION.get(name, name) for name in dict.fromkeys(result.runner.isolation for result in results)]
     yield "Cycles", "; ".join(text(part) for part in (stated + extra, order, *isolation) if part)
     runners = dict.fromkeys(
@@ -190,9 +231,16 @@ def _protocol(
     )
     if results:
         yield "Runner", f"{text(', '.join(runners))}, on {text(', '.join(kinds))}"
-    if plan is not None and plan.left_out:
-        lines = "".join(f"<li>{text(point.experiment_id)}: {text(point.reason)}</li>" for point in plan.left_out[:200])
-        yield "Not run", fold(count(len(plan.left_out), "point") + " of the sweep", f"<ul>{lines}</ul>")
+    left_out = plans[-1].left_out if plans else ()
+    if left_out:
+        lines = "".join(f"<li>{text(point.experiment_id)}: {text(point.reason)}</li>" for point in left_out[:200])
+        yield "Not run", fold(count(len(left_out), "point") + " of the sweep", f"<ul>{lines}</ul>")
+
+
+def _carried(carried: Sequence[CarryOver]) -> Iterable[tuple[str, str]]:
+    """Whether what ran before changes what runs next, by run where there are several."""
+    for each in carried:
+        yield "Carry-over" + (f", {text(each.run)}" if len(carried) > 1 else ""), text(each.sentence)
 
 
 def _distinct(plans: Sequence[StudyPlan]) -> list[StudyPlan]:

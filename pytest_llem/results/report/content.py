@@ -12,13 +12,19 @@ from pathlib import Path
 from statistics import fmean
 
 from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.metric_names import HEADLINE
 from pytest_llem.results.axes import StudyAxes, differing, joined
+from pytest_llem.results.best import Standing, best
+from pytest_llem.results.carry_over import CarryOver, carry_overs, mark
+from pytest_llem.results.effects import meters
 from pytest_llem.results.gate_report import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, runs_at
 from pytest_llem.results.manifest import Manifest, ManifestItem, RunState, current_manifest, run_state
+from pytest_llem.results.optimize_record import read_records
 from pytest_llem.results.reading import Cell, Results, measurement_id, read_files, result_files
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.answered import AnswersOf, answers_of
+from pytest_llem.results.report.shown_race import ShownRace
 from pytest_llem.results.report.traces import PowerTrace, power_traces
 from pytest_llem.results.schema import Result
 from pytest_llem.results.search_record import SearchRecord, read_searches
@@ -54,6 +60,10 @@ class ExperimentRow:
     slo: Served | None = None
     search: SearchRecord | None = None
     answers: AnswersOf | None = None
+    meter: str = ""
+    """What its joules are of."""
+    best: float | None = None
+    """How probable it is that it is truly the best of its run's experiments in the study's headline."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,8 @@ class Content:
     gates: Mapping[str, tuple[GateReport, ...]] = field(default_factory=dict)
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
     states: Mapping[str, RunProgress] = field(default_factory=dict)
+    carried: tuple[CarryOver, ...] = ()
+    races: tuple[ShownRace, ...] = ()
 
 
 def gather_content(
@@ -126,6 +138,8 @@ def gather_content(
         )
         for key, group in groups.items()
     )
+    ranked = _best(groups, manifests)
+    rows = tuple(replace(row, best=ranked.get((row.run, row.study, row.experiment))) for row in rows)
     studies = dict.fromkeys(row.study for row in rows)
     placed = [_placed([row for row in rows if row.study == study], [*manifests.values()]) for study in studies]
     return Content(
@@ -144,7 +158,30 @@ def gather_content(
         gates={name: reports for name, run in runs.items() if (reports := tuple(read_gates(run)))},
         manifests=manifests,
         states={name: _progress(manifests[name], whole) for name in whole},
+        carried=tuple(
+            each
+            for name, manifest in manifests.items()
+            if name in whole
+            for each in carry_overs(runs[name], manifest, [mark(result, manifest) for result in every.of_run(name)])
+        ),
+        races=tuple(ShownRace(name, each) for name in whole for each in read_records(runs[name])),
     )
+
+
+def _best(
+    groups: Mapping[tuple[str, str, str], Sequence[Result]], manifests: Mapping[str, Manifest]
+) -> dict[tuple[str, str, str], float]:
+    """The probability of being best by run, study and experiment; a race says itself which is, within its limits."""
+    found: dict[tuple[str, str, str], float] = {}
+    plans = {(run, plan.name): plan for run, manifest in manifests.items() for plan in manifest.studies}
+    for run, study in dict.fromkeys((run, study) for run, study, _ in groups):
+        plan = plans.get((run, study))
+        if plan is not None and plan.optimize is not None:
+            continue
+        headline = None if plan is None else plan.headline
+        of_study = {key: Standing.of(headline, group) for key, group in groups.items() if key[:2] == (run, study)}
+        found |= best(of_study, headline)
+    return found
 
 
 def _key(result: Result) -> tuple[str, str, str]:
@@ -196,6 +233,7 @@ def _experiment(
         settings={name: cell for name, cell in row.items() if name.startswith("config.")},
         notes=tuple(dict.fromkeys(notes)),
         slo=served(results),
+        meter=" and ".join(sorted(meters(HEADLINE, valid))),
     )
 
 
@@ -237,8 +275,8 @@ def _placed(rows: Sequence[ExperimentRow], manifests: Sequence[Manifest]) -> tup
     if all(row.run in swept for row in rows):
         axes = joined(swept[run].axes for run in dict.fromkeys(row.run for row in rows))
         placed = [replace(row, point=swept[row.run].point(row.experiment)) for row in rows]
-        places = [(axis.name, {repr(value): place for place, value in enumerate(axis.values)}) for axis in axes]
-        placed.sort(key=lambda row: [of.get(repr(row.point.get(name)), len(of)) for name, of in places])
+        order = StudyAxes(axes)
+        placed.sort(key=lambda row: order.place(row.point))
     else:
         differ = differing({row.key: {n.removeprefix("config."): v for n, v in row.settings.items()} for row in rows})
         axes = differ.axes

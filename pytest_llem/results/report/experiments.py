@@ -12,7 +12,10 @@ from html import escape
 
 from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT
 from pytest_llem.results.axes import StudyAxes
+from pytest_llem.results.impact import Impact, impacts, made_of
+from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import METRICS, SHIPPED, Metric
+from pytest_llem.results.ranking import in_percent
 from pytest_llem.results.report.content import Content, ExperimentRow
 from pytest_llem.results.report.markup import NOT_KNOWN, count, said, scroll, text
 from pytest_llem.results.report.overview import LEVELS
@@ -20,6 +23,7 @@ from pytest_llem.results.statistics import BETWEEN_RUNS
 from pytest_llem.results.summary import MetricSummary
 from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, common_exponent, plus_minus, significant, with_ends
 from pytest_llem.study.model import SweptAxis
+from pytest_llem.study.report_settings import ReportSettings
 
 HEADLINES = (HEADLINE, "joules_per_request", "output_tokens_per_s")
 """Metrics that every table shows, after the study's own headline."""
@@ -86,7 +90,11 @@ def experiments(content: Content) -> str:
         plans = [plan for each in content.manifests.values() for plan in each.studies if plan.name == study]
         headline = next((plan.headline for plan in plans if plan.headline), None)
         title = f"<h3>{text(plans[0].title or study if plans else study)}</h3>" if len(content.axes) > 1 else ""
-        parts.append(title + _study(f"t{number}", rows, axes, headline or HEADLINE) + _without(content, study, rows))
+        report = beyond_joules(plans, rows)
+        parts += [title, _study(f"t{number}", rows, axes, headline or HEADLINE, report), _without(content, study, rows)]
+        if impacts(report):
+            scopes = {result.energy.scope for result in content.results.of_study(study)}
+            parts.append(f'<p class="muted">{text(made_of(report, scopes))}.</p>')
     return "".join(parts) + NOTE
 
 
@@ -94,6 +102,12 @@ NOTE = f"""<p class="muted">Value ± uncertainty holds the true value in 95 % of
 few). It covers scatter over cycles, the sensor, the thermal state where that is known, and what runs differ by
 ({BETWEEN_RUNS:.0%} assumed where <code>llem aa</code> has not measured it). ±? is not known, as after a single cycle.
 The board's gain error is apart: <a href="#method">How it was measured</a>.</p>"""
+
+
+def beyond_joules(plans: Sequence[StudyPlan], rows: Sequence[ExperimentRow]) -> ReportSettings:
+    """What turns a study's joules into grams and money, of its last run that states some; nothing without joules."""
+    stated = (plan.report for plan in reversed(plans) if impacts(plan.report))
+    return next(stated, ReportSettings()) if any(HEADLINE in row.metrics for row in rows) else ReportSettings()
 
 
 def _without(content: Content, study: str, rows: Sequence[ExperimentRow]) -> str:
@@ -104,7 +118,7 @@ def _without(content: Content, study: str, rows: Sequence[ExperimentRow]) -> str
     return f"<p>{count(missing, 'planned experiment')} {verb} no result.</p>" if missing else ""
 
 
-def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: str) -> str:
+def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: str, report: ReportSettings) -> str:
     naming, others, same = _naming(rows, axes)
     alike = len({row.valid for row in rows}) == 1 and all(row.valid == row.total for row in rows)
     cycles = [] if alike else [CYCLES]
@@ -112,10 +126,17 @@ def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: 
         same.append((CYCLES.head, CYCLES.cell(rows[0])))
     measured = {metric for row in rows for metric in row.metrics}
     with_slo = any(row.slo for row in rows)
-    scored = SCORED if any(row.answers for row in rows) else ()
-    wanted = (*scored, *(SERVED if with_slo else () if scored else HEADLINES))
-    first = [metric for metric in dict.fromkeys([headline, *wanted]) if metric in measured]
-    shown = [*naming, *(_metric(metric, rows) for metric in first), *([SLO] if with_slo else []), *cycles]
+    first = first_metrics(rows, headline)
+    grams_and_money = [_impact(each, report) for each in impacts(report)]
+    shown = [
+        *naming,
+        *(_metric(metric, rows) for metric in first[:1]),
+        *([_best(headline)] if headline in first[:1] and any(row.best is not None for row in rows) else []),
+        *(_metric(metric, rows) for metric in first[1:]),
+        *grams_and_money,
+        *([SLO] if with_slo else []),
+        *cycles,
+    ]
     if len(asked := {row.slo.limits_text for row in rows if row.slo}) == 1:
         same.append(("SLO", text(*asked)))
     more = [*(_spread(metric, rows) for metric in first[:1])]
@@ -140,6 +161,14 @@ def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: 
     toggle = f'<input type="checkbox" class="all" id="{name}-all"><label for="{name}-all">More columns</label>'
     styles = f"<style>{_styles(name, len(naming), len(shown), cycles=bool(cycles))}</style>"
     return f'{styles}<p class="same">{facts}</p><div>{toggle}{scroll(table, "Experiments")}</div>'
+
+
+def first_metrics(rows: Sequence[ExperimentRow], headline: str) -> list[str]:
+    """The metrics that a study is about, of those that its rows have: its headline, then those of what it measured."""
+    measured = {metric for row in rows for metric in row.metrics}
+    scored = SCORED if any(row.answers for row in rows) else ()
+    wanted = (*scored, *(SERVED if any(row.slo for row in rows) else () if scored else HEADLINES))
+    return [metric for metric in dict.fromkeys([headline, *wanted]) if metric in measured]
 
 
 def _styles(name: str, naming: int, shown: int, *, cycles: bool) -> str:
@@ -219,14 +248,36 @@ FACTS = (
 def _metric(name: str, rows: Sequence[ExperimentRow]) -> Column:
     """A metric with the SI prefix that suits most of its values, so that all cells of the column have one unit."""
     metric = METRICS[name]
-    exponent = _exponent(name, rows)
-    scale, prefix = 1000.0**exponent, PREFIXES[exponent]
-    unit = "" if metric.unit == "1" else f" ({prefix}{metric.unit})"
-    head = prefix + UNITS[name] if name in UNITS else _short(name) + unit
+    head, scale = head_and_scale(name, rows)
     meaning = f"{metric.description} ({name})"
     if metric.quality:
         meaning = f"{metric.description}, with its 95 % interval ({name})"
-    return Column(head, meaning, lambda row: _stated(metric, row.metrics.get(name), scale), number=True)
+    return Column(head, meaning, lambda row: stated(metric, row.metrics.get(name), scale) or NOT_KNOWN, number=True)
+
+
+def head_and_scale(name: str, rows: Sequence[ExperimentRow]) -> tuple[str, float]:
+    """The head of a metric's column with its unit, and the number that values are divided by to be in it."""
+    metric, exponent = METRICS[name], _exponent(name, rows)
+    prefix = PREFIXES[exponent]
+    unit = "" if metric.unit == "1" else f" ({prefix}{metric.unit})"
+    return prefix + UNITS[name] if name in UNITS else _short(name) + unit, 1000.0**exponent
+
+
+def _best(headline: str) -> Column:
+    def cell(row: ExperimentRow) -> str:
+        return NOT_KNOWN if row.best is None else escape(in_percent(row.best))
+
+    meaning = f"Probability that it is truly the best of these settings in {headline}: one that leads may do so by luck"
+    return Column("best (%)", meaning, cell, number=True)
+
+
+def _impact(impact: Impact, report: ReportSettings) -> Column:
+    def cell(row: ExperimentRow) -> str:
+        of = row.metrics.get(HEADLINE)
+        figure = None if of is None else impact.of(of.value, of.uncertainty)
+        return NOT_KNOWN if figure is None else with_uncertainty(figure.value, figure.uncertainty)
+
+    return Column(impact.head, f"{made_of(report, ())} ({impact.name})", cell, number=True)
 
 
 def _spread(name: str, rows: Sequence[ExperimentRow]) -> Column:
@@ -250,12 +301,18 @@ def _short(name: str) -> str:
     return name
 
 
-def _stated(metric: Metric, estimate: MetricSummary | None, scale: float) -> str:
+def stated(metric: Metric, estimate: MetricSummary | None, scale: float) -> str:
+    """A figure in its column's unit: `12.30 ± 0.41`, `23.1 (21.4–25.3)`, `12.3 ±?`; empty if it was not measured."""
     if estimate is None:
-        return NOT_KNOWN
+        return ""
     if metric.quality:
         ends = (end and end / scale for end in (estimate.low, estimate.high))
         return with_ends(estimate.value / scale, *ends, percent=metric.name == ACCURACY)
-    if estimate.uncertainty:
-        return plus_minus(estimate.value / scale, estimate.uncertainty / scale)
-    return significant(estimate.value / scale) + (f" {UNCERTAIN}?" if estimate.uncertainty is None else "")
+    return with_uncertainty(estimate.value / scale, estimate.uncertainty and estimate.uncertainty / scale)
+
+
+def with_uncertainty(value: float, uncertainty: float | None) -> str:
+    """A figure and its uncertainty, `±?` where that is not known."""
+    if uncertainty:
+        return plus_minus(value, uncertainty)
+    return significant(value) + (f" {UNCERTAIN}?" if uncertainty is None else "")

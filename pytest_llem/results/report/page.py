@@ -7,6 +7,7 @@ needs them. Ids and classes must match the assets; the rest is free.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -17,17 +18,24 @@ from pytest_llem.results.reading import Results
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.answers import answers
 from pytest_llem.results.report.asked import asked
-from pytest_llem.results.report.charts import Chart, charts, left_out, power_chart, svg_of
+from pytest_llem.results.report.charts import Chart, Size, charts, left_out, power_chart, svg_of
+from pytest_llem.results.report.charts.chart import PAGE
+from pytest_llem.results.report.charts.race import RACE, chart_of
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.data import page_data
 from pytest_llem.results.report.document import asset, document
 from pytest_llem.results.report.evidence import NOTHING, environments, methods, validity
 from pytest_llem.results.report.experiments import experiments
+from pytest_llem.results.report.gpu_settings import gpu_settings, least_energy
 from pytest_llem.results.report.overview import overview, title_of
+from pytest_llem.results.report.races import races
+from pytest_llem.results.report.shown_race import ShownRace
 from pytest_llem.results.report.verdicts import comparison, gates, searches
 from pytest_llem.results.terminal import ShowProgress, silent
 
 NO_CHARTS = '<p class="muted">Charts need <code>pip install "pytest-llem[report]"</code>.</p>'
+WHOLE = Size(2 * PAGE.width, PAGE.font)
+"""Of a drawing that has the page's width to itself."""
 TOO_LARGE = '<p class="muted">This chart has too many points to be drawn without JavaScript.</p>'
 
 
@@ -67,16 +75,20 @@ def _render(
 ) -> str:
     """The page as one string. `bundle` is the charts' JavaScript; without it the page has tables alone."""
     drawn = charts if bundle else ()
+    others = [chart for chart in drawn if not chart.id.startswith(f"{RACE}-")]
     sections = [
         ("Results", "experiments", experiments(content) if content.experiments else NOTHING),
+        ("Best setting", "race", races(content, partial(_race, drawn))),
         ("Answers", "answers", answers(content)),
         ("Largest load under the SLO", "searches", searches(content)),
+        ("Setting of the least energy", "optima", least_energy(content)),
         ("Gates", "gates", gates(content)),
         ("Comparison", "comparison", comparison(compared)),
-        ("Charts", "charts", _charts(drawn) if drawn else "" if bundle else NO_CHARTS),
+        ("Charts", "charts", _charts(others) if others else "" if bundle else NO_CHARTS),
         ("Power over time", "power", _power(content) if bundle else ""),
         ("What was asked", "asked", asked(content)),
         ("Validity and warnings", "validity", validity(content)),
+        ("How the GPUs were set", "gpu-settings", gpu_settings(content.results)),
         ("How it was measured", "method", methods(content.results)),
         ("Machine and software", "environment", environments(content.manifests)),
     ]
@@ -91,17 +103,23 @@ def _render(
 
 
 def _charts(charts: Iterable[Chart]) -> str:
-    figures = [
-        f"<figure><h3>{escape(chart.title)}</h3>{_box(chart)}"
+    return f'<div class="grid">{"".join(map(_figure, charts))}</div>'
+
+
+def _race(drawn: Iterable[Chart], race: ShownRace) -> str:
+    return "".join(_figure(chart, WHOLE) for chart in drawn if chart.id == chart_of(race))
+
+
+def _figure(chart: Chart, size: Size = PAGE) -> str:
+    return (
+        f"<figure><h3>{escape(chart.title)}</h3>{_box(chart, size)}"
         f"<figcaption>{escape(f'{chart.description} {left_out(chart)}')}</figcaption></figure>"
-        for chart in charts
-    ]
-    return f'<div class="grid">{"".join(figures)}</div>'
+    )
 
 
-def _box(chart: Chart) -> str:
+def _box(chart: Chart, size: Size = PAGE) -> str:
     """The chart as it is without scripts; the script draws it anew there, with filters and tooltips."""
-    name, label, drawn = escape(chart.id), escape(chart.title), svg_of(chart)
+    name, label, drawn = escape(chart.id), escape(chart.title), svg_of(chart, size)
     return f'<div class="chart" data-chart="{name}" role="img" aria-label="{label}">{drawn or TOO_LARGE}</div>'
 
 

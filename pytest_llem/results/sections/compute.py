@@ -145,7 +145,7 @@ def _peak(
     """The sum of the leased devices' peaks, and for which dtype; neither when one is unknown, on the CPU, for float32
     on TF32 units, and for a part of a GPU (MIG)."""
     gpus = environment.get("gpus")
-    if job.devices.kind != "cuda" or not isinstance(gpus, (list, tuple)):
+    if not job.devices.on_gpu or not isinstance(gpus, (list, tuple)):
         return None, None
     names = {gpu.get("uuid"): str(gpu.get("name")) for gpu in gpus if isinstance(gpu, Mapping) and not gpu.get("mig")}
     precision = measurement.environment.get("float32_matmul_precision", FULL_FLOAT32)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pytest_llem.job.config import DeviceKind, Thresholds
-from pytest_llem.job.measurement import CpuTime, Measurement
+from pytest_llem.job.measurement import CpuTime, EnergyReport, Measurement
 from pytest_llem.job.report import Note
 from pytest_llem.results.schema import CpuSection
 from pytest_llem.results.sections.energy import MEASURE
@@ -43,9 +43,13 @@ def derive_cpu(cpu: CpuTime | None) -> CpuSection | None:
 
 def shared(measurement: Measurement) -> Note | None:
     """`cpu_shared` where other work drew a part of the energy that is stated: CPU meters count the whole machine."""
-    energy, section = measurement.energy, derive_cpu(measurement.cpu)
-    share = section.others_rel if section is not None else None
-    if energy is None or not energy.scope.startswith("cpu_package") or share is None or share <= OTHERS_REL:
+    section = derive_cpu(measurement.cpu)
+    return None if measurement.energy is None or section is None else shared_by(measurement.energy, section.others_rel)
+
+
+def shared_by(energy: EnergyReport, share: float | None) -> Note | None:
+    """The same for a `share` of the machine's work that was others'."""
+    if not energy.scope.startswith("cpu_package") or share is None or share <= OTHERS_REL:
         return None
     text = f"{share:.0%} of the work of the machine's CPUs was not that of the measured processes"
     return Note("cpu_shared", f"{text}, and {energy.meter} counts its energy as well: end other work on the machine")
@@ -76,6 +80,6 @@ def _text(section: CpuSection, lost_s: float) -> str:
         also = f", {section.stolen_s:.1f} s of it stolen by the hypervisor"
     return (
         f"the measured processes ran {section.ran_s:.1f} s and waited {lost_s:.1f} s for a CPU{also}: "
-        f"{section.contended_rel:.0%} of what they asked of {section.cpus} CPUs; "
+        f"{section.contended_rel:.0%} of what they asked of {section.cpus} CPU{'s' * (section.cpus != 1)}; "
         "end other work on the machine, or let the engine use fewer threads (OMP_NUM_THREADS)"
     )

@@ -44,16 +44,16 @@ MIN_STEADY_S = 30.0
 class Work:
     """The work of the measure windows: its seconds, those of resets beside it, repeats, successful requests and tokens.
 
-    `sessions` are whole ones, `None` where a request is no turn of one.
+    `sessions` are whole ones, `None` where a request is no turn of one; what nobody counted is `None` as well.
 
     `prefill_s` and `prefill_reset_s` are the same of the windows of prefill; `split_repeats` had their batches split.
     """
 
     duration_s: float
     repeats: int
-    requests: int
-    input_tokens: int
-    output_tokens: int
+    requests: int | None
+    input_tokens: int | None
+    output_tokens: int | None
     separable_phases: bool
     sessions: int | None = None
     prefill_repeats: int = 0
@@ -67,6 +67,11 @@ class Work:
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
     """A quotient, or `None` where either side is unknown or the denominator is zero."""
     return None if numerator is None or not denominator else numerator / denominator
+
+
+def added(one: int | None, other: int | None) -> int | None:
+    """The sum of two counts; `None` where one is not known."""
+    return None if one is None or other is None else one + other
 
 
 def total(parts: Sequence[WindowEnergy | DeviceEnergy]) -> Measured | None:
@@ -110,9 +115,9 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         spread = math.hypot(gross.uncertainty, idle.uncertainty * work.duration_s)
         net = Measured(gross.value - idle.value * work.duration_s, spread)
     power = divided(gross, work.duration_s)
-    per_output_token = divided(gross, work.output_tokens)
-    per_total_token = divided(gross, work.input_tokens + work.output_tokens)
-    per_request = divided(gross, work.requests)
+    per_output_token = divided(gross, work.output_tokens or 0)
+    per_total_token = divided(gross, added(work.input_tokens, work.output_tokens) or 0)
+    per_request = divided(gross, work.requests or 0)
     per_session = divided(gross, work.sessions or 0)
     per_1000_queries = divided(per_request, JOULES_PER_WH / 1000)
     per_joule = inverse(per_output_token)

@@ -24,7 +24,7 @@ def derive_thermal(job: Job, measurement: Measurement, samples: Path) -> Thermal
     """The section; the state of the leased GPUs as far as `samples` has readings of them."""
     energy = measurement.energy
     reading = ThermalReading()
-    if energy is not None and energy.measured and job.devices.kind == "cuda":
+    if energy is not None and energy.measured and job.devices.on_gpu:
         gpus = {device.id for device in energy.devices if device.kind == "gpu" and device.leased}
         events = list(read_sample_events(samples))
         reading = thermal_reading(read_samples(samples), events, gpus, measurement.warmup_repeats, measurement.repeats)

@@ -29,8 +29,8 @@ from pytest_llem.session.xdist.scheduling import is_distributed, worker_count
 from pytest_llem.session.xdist.workers import worker_limit
 
 if TYPE_CHECKING:
+    from pytest_llem.session.conclusion import Conclusion
     from pytest_llem.session.run import RunOptions
-    from pytest_llem.session.run_results import Conclusion
     from pytest_llem.session.session import LlemSession
 
 
@@ -63,9 +63,11 @@ class Reporting:
         """Print what the user should know about the studies before they run."""
         lines: list[str] = []
         for study in [] if self._session.options.collect_only else self._session.studies:
-            starts = server_notice(study)
             runners = [note.message for note in self._session.runner_plans.plan(study).notices]
-            lines += [f"llem: {text}" for text in (*study.notices, *runners, *([] if starts is None else [starts]))]
+            skipped = self._session.skip_notices(study)
+            told = (*study.notices, *runners, server_notice(study), self._session.order_notice(study), *skipped)
+            lines += [f"llem: {text}" for text in told if text is not None]
+        lines += [f"llem: {text}" for text in (self._session.device_notice(),) if text is not None]
         return [*self._shards(), *map(visible, lines)]
 
     def _shards(self) -> list[str]:
@@ -87,9 +89,11 @@ class Reporting:
             return []  # each item says so
         workers = worker_count(self._config)
         count = f"llem: {workers} worker{'s' * (workers > 1)}"
+        orders = (self._session.order_notice(study, workers=limit.workers) for study in self._session.studies)
+        told = [f"llem: {text}" for text in (*orders, self._session.device_notice()) if text is not None]
         if workers > limit.workers:
-            return [f"{count}, of which {limit.workers} can measure at a time, the others wait: {limit}"]
-        return [f"{count}: {limit}"]
+            return [f"{count}, of which {limit.workers} can measure at a time, the others wait: {limit}", *told]
+        return [f"{count}: {limit}", *told]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self) -> Iterator[None]:
@@ -121,7 +125,8 @@ class Reporting:
         run_dir = self._session.run_dir
         plans = read_manifest(run_dir / MANIFEST).studies if (run_dir / MANIFEST).exists() else ()
         cycles, known = planned_cycles(plans, self._session.studies, run_dir)
-        return Forecast(cycles, known=known) if cycles else None
+        races = any(plan.optimize is not None for plan in plans)
+        return Forecast(cycles, known=known, at_most=races) if cycles else None
 
     def _stop_live(self) -> None:
         if self._live is not None:
@@ -181,14 +186,15 @@ class Reporting:
             if self._measured:
                 self._problems.append(f"{run_dir}: gone, and with it what this run measured")
             return
-        ended = self._conclusion = self._session.results.conclude(interrupted=interrupted)
+        ended = self._conclusion = self._session.results.conclude(interrupted=interrupted, stopped=self._stopped)
         self._problems += ended.problems
         self._verdicts = verdict_lines(ended.gates, ended.findings, self._session.studies)
         shorten(self._of_studies, ended.gates)
         for announcement in (run_dir / ANNOUNCEMENTS).glob("*"):
             announcement.unlink(missing_ok=True)
         verdicts = [line.text for line in self._verdicts]
-        github.write_step_summary(ended.rows, ended.plans, ended.gates, verdicts, run_dir)
+        found = ended.optima, ended.carried, ended.races
+        github.write_step_summary(ended.rows, ended.plans, ended.gates, verdicts, run_dir, *found)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -241,8 +247,10 @@ class Reporting:
         ended = self._conclusion
         if ended is not None:
             width = self._config.get_terminal_writer().fullwidth
-            lines += summary_lines(ended.rows, ended.plans, self._session.run_dir, width, ended.searches)
+            found = ended.searches, ended.optima, ended.carried, ended.races
+            lines += summary_lines(ended.rows, ended.plans, self._session.run_dir, width, *found)
             lines += self._verdicts
+            lines += map(Line, ended.registered)
             if ended.saved is not None:
                 lines += map(Line, saved_lines(ended.saved))
         if self._html_line is not None:
@@ -252,7 +260,8 @@ class Reporting:
         lines += [Line(f"llem: {message}", "red") for message, _, _ in problems]
         lines += [Line(f"fix: {fix}") for fix in fixes]
         if ended is not None and (self._stopped or self._session.results.lost_worker):
-            lines += resume_lines(ended.left, ended.planned, self._session.run.command)
+            racing = any(race.needed for race in ended.races)
+            lines += resume_lines(ended.left, ended.planned, self._session.run.command, more=racing)
         return lines
 
 

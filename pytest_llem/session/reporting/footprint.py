@@ -17,10 +17,10 @@ from pytest_llem.engines import engine_info
 from pytest_llem.engines.builtin import PREFIX, builtin_place, is_builtin, known_builtins
 from pytest_llem.engines.flops import UNGATED_TYPES
 from pytest_llem.engines.hub_models import shape_of
+from pytest_llem.engines.info import PARALLEL_SIZES
 from pytest_llem.engines.protocol import ModelShape
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.files import found, open_regular, parse_json, read_json
-from pytest_llem.machine.devices import PARALLEL_SIZES
 from pytest_llem.study.canonical import Get
 from pytest_llem.workload.hub import cached_commit, cached_repository
 
@@ -46,17 +46,17 @@ class Footprint:
         return None if self.weights_bytes is None else self.weights_bytes + (self.kv_cache_bytes or 0.0)
 
 
-def footprint(facts: ModelFacts, engine: str, get: Get, visible: int) -> Footprint:
-    """The estimate for one experiment, whose settings `get` reads by path; `visible` is how many devices there are.
+def footprint(facts: ModelFacts, engine: str, get: Get, devices: int) -> Footprint:
+    """The estimate for one experiment, whose settings `get` reads by path; `devices` is how many it gets.
 
-    Tensor and pipeline parallel sizes divide it, data parallel copies do not; a `device_map` spreads over the visible.
+    Tensor and pipeline parallel sizes divide it, data parallel copies do not; a `device_map` spreads over all of them.
     """
 
     def size(*names: str) -> int:
         values = [get(f"{engine}.{name}") for name in names]
         return math.prod(value for value in values if isinstance(value, int) and value > 0)
 
-    spread = max(visible, 1) if get(f"{engine}.device_map") is not None else 1
+    spread = max(devices, 1) if get(f"{engine}.device_map") is not None else 1
     tensor, layers = size("tensor_parallel_size", "tp_size"), size("pipeline_parallel_size", "pp_size") * spread
     weights, cache = weights_bytes(facts, engine, get), kv_cache_bytes(facts, engine, get, tensor)
     return Footprint(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -31,7 +31,8 @@ MAX_READ = 200
 class TimeEstimate:
     """`seconds` for all cycles, experiments that are not `covered` by an earlier result counted as the others' mean.
 
-    Without any earlier result, `seconds` is `None`. `at_least_s` is what the windows alone take.
+    Without any earlier result, `seconds` is `None`. `at_least_s` is what the windows alone take. Of a race it is what
+    all cycles would take, for nobody knows yet which are needed.
     """
 
     seconds: float | None
@@ -41,7 +42,7 @@ class TimeEstimate:
 
 def estimate_time(study: Study, out: Path) -> TimeEstimate:
     """The estimate from the newest results below `out` of the same experiments, by their `config_hash`."""
-    cycles = study.execution.cycles
+    cycles = study.execution.cycles if study.optimize is None else study.last_cycle
     durations = list(earlier_seconds(study, out).values())
     mean = sum(durations) / len(durations) if durations else None
     seconds = None if mean is None else mean * len(study.experiments) * cycles
@@ -100,7 +101,10 @@ class Planned(NamedTuple):
 def planned_cycles(
     plans: Iterable[StudyPlan], studies: Iterable[Study], run_dir: Path
 ) -> tuple[dict[Path, Planned], bool]:
-    """The cycles of a run by directory, and whether any earlier result says how long they really take."""
+    """The cycles of a run by directory, and whether any earlier result says how long they really take.
+
+    Of a race these are all that it may come to.
+    """
     by_name = {study.name: study for study in studies}
     cycles: dict[Path, Planned] = {}
     known = False
@@ -109,8 +113,10 @@ def planned_cycles(
         recorded = earlier_seconds(study, run_dir.parent) if study is not None else {}
         estimates = cycle_estimates(study.experiments, recorded) if study is not None else {}
         known = known or bool(recorded)
+        most = 0 if study is None or study.optimize is None else study.last_cycle
         for key in plan.cycle_keys():
-            cycles[run_dir / key.directory] = Planned(key.config_hash, estimates.get(key.experiment_id, 1.0))
+            for each in [replace(key, cycle=number) for number in range(1, most + 1)] or [key]:
+                cycles[run_dir / each.directory] = Planned(key.config_hash, estimates.get(key.experiment_id, 1.0))
     return cycles, known
 
 
@@ -118,12 +124,14 @@ class Forecast:
     """Follows a run's cycles by their directories, and says which it is at and about how long the rest takes.
 
     What is measured now tells more than any estimate: an experiment that was seen counts as its cycles did, others in
-    proportion, and the time since the first began, which knows how many run side by side, gives the pace.
+    proportion, and the time since the first began, which knows how many run side by side, gives the pace. Where these
+    are the cycles `at_most`, as with a race, nobody knows what is left.
     """
 
-    def __init__(self, cycles: Mapping[Path, Planned], *, known: bool) -> None:
+    def __init__(self, cycles: Mapping[Path, Planned], *, known: bool, at_most: bool = False) -> None:
         self._cycles = cycles
         self._known = known
+        self._at_most = at_most
         self._began: dict[Path, float] = {}
         self._running: set[Path] = set()
         self._seen: dict[Path, float] = {}
@@ -153,8 +161,10 @@ class Forecast:
             self._last = at
 
     def text(self, now: float) -> str:
-        """`[5/24, about 12 min left]`: the cycle that is measured, of all that are planned."""
+        """`[5/24, about 12 min left]`, or `[5 of at most 24]`: the cycle that is measured, of all that are planned."""
         count = len(self._cycles)
+        if self._at_most:
+            return f"[{len(self._done) + len(self._running)} of at most {count}]"
         seconds = self._left(now)
         left = "" if seconds is None or seconds < 1 else f", about {duration_text(seconds)} left"
         return f"[{min(len(self._done) + len(self._running), count)}/{count}{left}]"

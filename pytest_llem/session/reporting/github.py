@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING
 from pytest_llem.results.gate_report import GateReport
 from pytest_llem.results.run_verdict import RunFinding, explained
 from pytest_llem.results.terminal import UNCERTAIN, as_markdown, markdown_table
-from pytest_llem.session.reporting.summary import by_study, notes
+from pytest_llem.session.reporting.summary import by_study, notes, of_carried, of_impact, of_optima, of_races
 from pytest_llem.session.reporting.table import table_of
 from pytest_llem.study.problems import Location
 
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_llem.results.carry_over import CarryOver
     from pytest_llem.results.manifest import StudyPlan
+    from pytest_llem.results.optimize_record import OptimizeRecord
+    from pytest_llem.results.optimum import Optimum
     from pytest_llem.results.summary import ExperimentSummary
     from pytest_llem.study import Study
 
@@ -44,12 +47,16 @@ def write_step_summary(
     gates: Sequence[GateReport],
     verdicts: Sequence[str],
     run_dir: Path,
+    optima: Sequence[Optimum] = (),
+    carried: Sequence[CarryOver] = (),
+    races: Sequence[OptimizeRecord] = (),
 ) -> None:
     """Append the run's tables to the step summary of GitHub Actions, where there is one."""
     path = os.environ.get(SUMMARY_VARIABLE)
     if path and rows:
         with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write("\n".join(summary_markdown(rows, plans, gates, verdicts, run_dir.name)) + "\n")
+            lines = summary_markdown(rows, plans, gates, verdicts, run_dir.name, optima, carried, races)
+            stream.write("\n".join(lines) + "\n")
 
 
 def summary_markdown(
@@ -58,6 +65,9 @@ def summary_markdown(
     gates: Sequence[GateReport],
     verdicts: Sequence[str],
     run_id: str,
+    optima: Sequence[Optimum] = (),
+    carried: Sequence[CarryOver] = (),
+    races: Sequence[OptimizeRecord] = (),
 ) -> list[str]:
     """A table of experiments per study, the notes, and a table of gates below what they say together (`verdicts`)."""
     lines = ["## LLM inference energy", ""]
@@ -69,7 +79,15 @@ def summary_markdown(
         lines += [f"### {as_markdown(plan.title or plan.name)}", ""]
         lines += [as_markdown(", ".join(table.shared)), ""] if table.shared else []
         lines += [*markdown_table([column.head for column in table.columns], cells, left=len(table.names)), ""]
-    lines += [f"_{as_markdown(note.text)}_  " for note in notes(rows, spread=True, unknown=unknown)]
+        said = [
+            *of_races(races, plan.name),
+            *of_impact(of_study, plan),
+            *of_optima(optima, plan.name),
+            *of_carried(carried, plan),
+        ]
+        lines += [*(f"{as_markdown(line)}  " for line in said), ""] if said else []
+    ranked = any(row.best is not None for row in rows)
+    lines += [f"_{as_markdown(note.text)}_  " for note in notes(rows, spread=True, unknown=unknown, best=ranked)]
     judged = [
         (gate.experiment_id, row.metric, VERDICTS[row.status], row.cells()[4], row.limit, row.reason)
         for gate in gates

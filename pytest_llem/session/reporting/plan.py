@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pytest_llem.engines import engine_info
-from pytest_llem.machine.devices import device_memory_bytes, gpus_needed, visible_gpus
+from pytest_llem.job.config import AskedKind
+from pytest_llem.machine.devices import asked_kind, device_memory_bytes, gpus_needed, visible_if_any
 from pytest_llem.results.terminal import duration_text
 from pytest_llem.servers.plan import server_notice
 from pytest_llem.session.reporting.footprint import (
@@ -40,7 +41,12 @@ def plan_lines(session: LlemSession) -> list[str]:
 
 def _study(session: LlemSession, study: Study) -> Iterator[str]:
     count, cycles, order = len(study.experiments), study.execution.cycles, study.execution.order
-    yield f"study {study.name}: {count} experiments x {cycles} cycles = {count * cycles} cycles, {order}"
+    if study.optimize is None:
+        yield f"study {study.name}: {count} experiments x {cycles} cycles = {count * cycles} cycles, {order}"
+    else:
+        most = study.last_cycle
+        yield f"study {study.name}: {count} settings race in up to {most} cycles each = {count * most} at most, {order}"
+        yield f"  optimize: {study.optimize.told}"
     searches = [search for experiment in study.experiments if (search := experiment.search) is not None]
     if searches:
         yield f"  {len(searches)} of them search a load, in up to {searches[0].max_windows} windows a cycle"
@@ -57,10 +63,14 @@ def _study(session: LlemSession, study: Study) -> Iterator[str]:
     yield f"  time: {_time(study, session.options.out)}"
     yield from (f"  memory: {line}" for line in _bounded(list(_memory(study))))
     yield from (f"  prompts: {line}" for line in _bounded(list(prompt_lines(study))))
+    left_out = (
+        [f"{id}: {reason}" for id, reason in session.beyond(study).items()] if session.options.only_device else []
+    )
+    yield from (f"  skipped: {line}" for line in _bounded(left_out))
     for title, points in (("excluded", study.excluded), ("invalid", study.invalid), ("duplicate", study.duplicates)):
         yield from (f"  {title}: {line}" for line in _bounded([f"{point.id}: {point.reason}" for point in points]))
-    starts = server_notice(study)
-    notes = [str(notice) for notice in study.notices] + ([] if starts is None else [starts])
+    further = (server_notice(study), session.order_notice(study))
+    notes = [*map(str, study.notices), *(note for note in further if note is not None)]
     yield from (f"  note: {line}" for line in _bounded(notes))
 
 
@@ -74,17 +84,30 @@ def _devices(study: Study, engine: str) -> str:
     """How many devices an engine's experiments take, of those that are visible."""
     if engine_info(engine).serves_over_http:
         return "devices of its server"
-    visible = len(visible_gpus())
-    wanted = sorted({gpus_needed(experiment) for experiment in study.experiments if experiment.engine == engine})
-    if not visible:
+    wanted: dict[AskedKind, set[int]] = {}
+    for experiment in study.experiments:
+        if experiment.engine == engine:
+            wanted.setdefault(asked_kind(experiment), set()).add(gpus_needed(experiment))
+    return ", ".join(dict.fromkeys(_of_kind(kind, sorted(needs)) for kind, needs in wanted.items()))
+
+
+def _of_kind(kind: AskedKind, wanted: Sequence[int]) -> str:
+    if kind == "cpu":
+        return "CPU"
+    visible = len(visible_if_any(kind))
+    if not visible and kind == "auto":
         return "CPU" if wanted[-1] == 1 else f"CPU (the settings ask for up to {wanted[-1]} devices)"
     range_ = str(wanted[-1]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
     missing = ": NOT ENOUGH" if wanted[-1] > visible else ""
-    return f"{range_} of {visible} GPU{'s' if visible > 1 else ''}{missing}"
+    return f"{range_} of {visible} GPU{'s' if visible != 1 else ''}{missing}"
 
 
 def _time(study: Study, out: Path) -> str:
     estimate = estimate_time(study, out)
+    if study.optimize is not None:
+        known = estimate.seconds is not None
+        seconds = estimate.seconds if estimate.seconds is not None else estimate.at_least_s
+        return f"{duration_text(seconds)} for all cycles{' in windows alone' * (not known)}; the race takes less"
     least = f"at least {duration_text(estimate.at_least_s)} in windows alone"
     if estimate.seconds is None:
         return f"{least}; not measured before in {short_path(out)}"
@@ -98,30 +121,40 @@ def _time(study: Study, out: Path) -> str:
 
 def _memory(study: Study) -> Iterator[str]:
     """Per engine and model the largest estimate, then the experiments that need more than a device has."""
-    available = device_memory_bytes()
-    largest: dict[tuple[str, str], Footprint | str] = {}
+    available: dict[AskedKind, int | None] = {}
+    largest: dict[tuple[str, str, AskedKind], Footprint | str] = {}
     estimates: dict[tuple[str, ...], Footprint | str] = {}
     beyond: list[str] = []
     for experiment in study.experiments:
         if engine_info(experiment.engine).serves_over_http:
             continue
         get = getter(experiment.flat_settings)
-        key = (experiment.engine, *(repr(get(path)) for path in settings_that_matter(experiment.engine)))
+        kind = asked_kind(experiment)
+        if kind not in available:
+            available[kind] = device_memory_bytes(kind) if kind in ("auto", "cpu") or visible_if_any(kind) else None
+        key = (
+            experiment.engine,
+            kind,
+            str(gpus_needed(experiment)),
+            *(repr(get(path)) for path in settings_that_matter(experiment.engine)),
+        )
         estimate = estimates.get(key)
         if estimate is None:
             estimate = estimates[key] = _estimate(study, experiment)
-        name = (experiment.engine, experiment.model)
+        name = (experiment.engine, experiment.model, kind)
         before = largest.get(name)
         if isinstance(estimate, str):
             largest.setdefault(name, estimate)
         elif not isinstance(before, Footprint) or (estimate.total_bytes or 0) > (before.total_bytes or 0):
             largest[name] = estimate
-        if isinstance(estimate, Footprint) and available and (estimate.total_bytes or 0) > available:
+        there = available[kind]
+        if isinstance(estimate, Footprint) and there and (estimate.total_bytes or 0) > there:
             beyond.append(experiment.id)
-    of = f" of {available / GIB:.1f} GiB" if available else ""
-    for (engine, model), estimate in largest.items():
+    for (engine, model, kind), estimate in largest.items():
+        there, on = available[kind], "" if len(available) == 1 else f" on {kind}"
+        of = f" of {there / GIB:.1f} GiB" if there else ""
         text = estimate if isinstance(estimate, str) else f"{_sizes(estimate)} per device{of}"
-        yield f"{engine} {model}: {text}"
+        yield f"{engine} {model}{on}: {text}"
     if beyond:
         more = f" and {len(beyond) - SHOWN} more" if len(beyond) > SHOWN else ""
         yield f"MORE THAN THERE IS: {', '.join(beyond[:SHOWN])}{more}"
@@ -134,7 +167,8 @@ def _estimate(study: Study, experiment: Experiment) -> Footprint | str:
         facts = model_facts(experiment.model, study.path.parent, str(revision) if revision is not None else None)
     except UnknownModelError as problem:
         return f"unknown: {problem}"
-    return footprint(facts, experiment.engine, get, len(visible_gpus()))
+    leased = gpus_needed(experiment) if visible_if_any(asked_kind(experiment)) else 0
+    return footprint(facts, experiment.engine, get, leased)
 
 
 def _sizes(footprint: Footprint) -> str:

@@ -12,20 +12,27 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT
 from pytest_llem.job.redaction import redact_arguments
+from pytest_llem.results.impact import made_of
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.terminal import UNCERTAIN, middle_cut
-from pytest_llem.session.reporting.table import ESTIMATED, INDENT, LEAST_NAME, SPREAD, table_of
+from pytest_llem.session.reporting.table import BEST, ESTIMATED, INDENT, LEAST_NAME, SPREAD, table_of
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
+    from pytest_llem.results.carry_over import CarryOver
+    from pytest_llem.results.optimize_record import OptimizeRecord
+    from pytest_llem.results.optimum import Optimum
     from pytest_llem.results.search_record import SearchRecord
     from pytest_llem.results.summary import ExperimentSummary
 
 LARGEST = "largest load under the SLO"
+MOST_OPTIMA = 6
+"""Sentences on optima under a table. Chosen: more fill the screen."""
 
 
 class Line(NamedTuple):
@@ -41,21 +48,33 @@ def summary_lines(
     run_dir: Path,
     width: int,
     searches: Sequence[SearchRecord] = (),
+    optima: Sequence[Optimum] = (),
+    carried: Sequence[CarryOver] = (),
+    races: Sequence[OptimizeRecord] = (),
 ) -> list[Line]:
     """Lines of the tables, the notes under them, and where the artifacts are; nothing when nothing was measured."""
     if not rows:
         return []
     lines: list[Line] = []
     shown: set[str] = set()
+    ranked = False
     for plan, of_study in by_study(rows, plans):
         table = table_of(of_study, plan)
         lines.append(Line(": ".join(filter(None, (f"study {plan.name}", ", ".join(table.shared))))))
         of_table = table.lines(width)
         shown.update(word for line in of_table for word in line.split())
+        ranked = ranked or BEST in of_table[0]
         lines += [*map(Line, of_table), Line("")]
         found = answers([search for search in searches if search.study == plan.name], width)
+        said = [
+            *of_races(races, plan.name),
+            *of_impact(of_study, plan),
+            *of_optima(optima, plan.name),
+            *of_carried(carried, plan),
+        ]
+        found += [line for each in said for line in wrap(each, width, subsequent_indent=INDENT)]
         lines += [*map(Line, found), Line("")] if found else []
-    lines += notes(rows, spread=SPREAD in shown, unknown=f"{UNCERTAIN}?" in shown)
+    lines += notes(rows, spread=SPREAD in shown, unknown=f"{UNCERTAIN}?" in shown, best=ranked)
     return [*lines, Line(f"artifacts: {short_path(run_dir)}")]
 
 
@@ -68,23 +87,58 @@ def answers(searches: Sequence[SearchRecord], width: int) -> list[str]:
     return [f"{LARGEST}:", *(f"{INDENT}{name}: {search.line}" for name, search in zip(names, searches, strict=True))]
 
 
+def of_races(races: Sequence[OptimizeRecord], study: str) -> list[str]:
+    """What a study's race for its best setting found."""
+    return [line for race in races if race.study == study for line in race.lines()]
+
+
+def of_optima(optima: Sequence[Optimum], study: str) -> list[str]:
+    """Which setting of a GPU costs the least in a study, a sentence per point on its other axes."""
+    if not optima:
+        return []
+    from pytest_llem.results.optimum import sentences  # reads results, which collection must not load
+
+    said = sentences([optimum for optimum in optima if optimum.study == study])
+    more = len(said) - MOST_OPTIMA
+    return [*said[:MOST_OPTIMA], *([f"and {more} more in summary.json"] if more > 0 else [])]
+
+
+def of_impact(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> list[str]:
+    """What grams and money are made of, where the table has them."""
+    said = made_of(plan.report, {row.scope for row in rows}) if any(row.impact for row in rows) else ""
+    return [said] if said else []
+
+
+def of_carried(carried: Sequence[CarryOver], plan: StudyPlan) -> list[str]:
+    """What a study's run tells of carry-over; why it tells nothing only where the order was meant to."""
+    shown = [each for each in carried if each.study == plan.name]
+    return [each.sentence for each in shown if each.state != "unknown" or plan.order == "balanced"]
+
+
 def by_study(
     rows: Sequence[ExperimentSummary], plans: Sequence[StudyPlan]
 ) -> Iterator[tuple[StudyPlan, list[ExperimentSummary]]]:
-    """The rows of each study with its plan, in order."""
+    """The rows of each study with its plan, in order: as the axes name their values, in whatever order it was run."""
     planned = {plan.name: plan for plan in plans}
     for study in dict.fromkeys(row.study for row in rows):
-        yield planned.get(study) or StudyPlan(study, None), [row for row in rows if row.study == study]
+        plan = planned.get(study) or StudyPlan(study, None)
+        axes = plan.study_axes()
+        of_study = [row for row in rows if row.study == study]
+        yield plan, sorted(of_study, key=lambda row: axes.place(axes.point(row.experiment_id)))
 
 
-def resume_lines(left: int, planned: int, command: Sequence[str]) -> list[Line]:
-    """How many cycles of a run that was cut short are left, and how to measure them; nothing where none is."""
+def resume_lines(left: int, planned: int, command: Sequence[str], *, more: bool = False) -> list[Line]:
+    """How many cycles of a run that was cut short are left, and how to measure them; nothing where none is.
+
+    `more` says that nobody knows yet how many follow: those of a race.
+    """
     if not left:
         return []
     arguments = redact_arguments(command[1:])
     if "--llem-resume" not in arguments:
         arguments.insert(arguments.index("--") if "--" in arguments else len(arguments), "--llem-resume")
-    told = f"{left} of {planned} cycle{'s' * (planned > 1)} left; to measure them, and keep what is measured:"
+    count = f"{'at least ' * more}{left} of {planned} cycle{'s' * (planned > 1)}"
+    told = f"{count} left; to measure them, and keep what is measured:"
     return [Line(told, "yellow"), Line(f"{INDENT}{shlex.join([*_program(), *arguments])}")]
 
 
@@ -108,8 +162,8 @@ def saved_lines(saved: Saved) -> list[str]:
     return lines
 
 
-def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> list[Line]:
-    """How to read the numbers, what is to be distrusted first; `spread` and `unknown` say what is shown of these."""
+def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool, best: bool) -> list[Line]:
+    """How to read the numbers, what is to be distrusted first; the switches say which of them are shown."""
     lines: list[Line] = []
     meters = dict.fromkeys((row.meter, row.measured) for row in rows if row.meter is not None)
     for meter, measured in meters:
@@ -135,6 +189,7 @@ def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> 
     lines += [Line(f"SLO: {text}; good ones keep it") for text in asked if text]
     if any(row.slo and row.slo.state == "undecided" for row in rows):
         lines.append(Line("undecided: too few requests to tell (95 %); more workload.prompts decide, or another load"))
+    lines += [Line(f"{BEST}: probability of being truly the best of these in the first figure")] if best else []
     lines += [Line(f"{SPREAD}: interquartile range of the first figure")] if spread else []
     if unknown:
         lines.append(Line(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why"))

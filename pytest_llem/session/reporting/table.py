@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT, known_metric
-from pytest_llem.results.axes import written
+from pytest_llem.results.axes import numbers, written
+from pytest_llem.results.impact import impacts
+from pytest_llem.results.ranking import in_percent
 from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, middle_cut, plus_minus, with_ends
 
 if TYPE_CHECKING:
@@ -44,13 +46,14 @@ SHORT = {
 }
 """What stands before a figure, its unit, and what follows the unit; of other metrics, name and unit."""
 SPREAD = "spread"
+BEST = "best (%)"
 SLO = "SLO reached"
 GAP = "  "
 INDENT = "    "
 LEAST_NAME = 8
 """Characters that a cut value keeps at least. Chosen: both ends of a word remain recognisable."""
 ESTIMATED = "*"
-"""Marks a column that holds an estimate."""
+"""Marks a column of estimates, and a cell where others of its column were measured."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,8 @@ def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
     return Table(
         tuple(shared),
         tuple(names),
-        (*(_figure(name, rows) for name in measured or [headline]), *([_slo(rows)] if with_slo else [])),
-        (_valid(rows), *(_figure(name, rows) for name in further), *_spread(headline, rows)),
+        (*(_figure(name, rows) for name in measured or [headline]), *_impact(rows, plan), *([_slo(rows)] * with_slo)),
+        (_valid(rows), *_best(rows), *(_figure(name, rows) for name in further), *_spread(headline, rows)),
     )
 
 
@@ -177,7 +180,7 @@ def _names(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> tuple[list[str
         values = [axes.point(row.experiment_id).get(axis.name) for row in rows]
         cells = tuple(map(written, values))
         if len(set(cells)) > 1:
-            names.append(TableColumn(axis.title, cells, before=axis.title, left=not axis.ordered))
+            names.append(TableColumn(axis.title, cells, before=axis.title, left=not numbers(axis.values)))
         elif cells[0] not in ("-", *shared):
             shared.append(f"{axis.title} {cells[0]}")
     return shared, names
@@ -192,7 +195,10 @@ def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
     cells = tuple("-" if each is None else _cell(name, each, scale) for each in found)
     metric = known_metric(name)
     of_energy = metric is not None and metric.energy
-    estimated = of_energy and any(row.measured is False and row.metrics for row in rows)
+    guessed = [of_energy and row.measured is False and bool(row.metrics) for row in rows]
+    estimated = any(guessed) and not any(of_energy and row.measured and row.metrics for row in rows)
+    if any(guessed) and not estimated:
+        cells = tuple(cell + (ESTIMATED if guess else " ") for cell, guess in zip(cells, guessed, strict=True))
     whole = f"{PREFIXES[exponent] if unit else ''}{unit}{after}"
     head = (f"{before} ({whole})" if before and whole else before or whole) + ESTIMATED * estimated
     return TableColumn(head, cells, before, whole + ESTIMATED * estimated)
@@ -213,8 +219,24 @@ def _words(name: str) -> tuple[str, str, str]:
     return name.removesuffix(f"_{unit.lower()}") if unit in PREFIXED else name, unit, ""
 
 
+def _impact(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Iterator[TableColumn]:
+    """Grams of CO2e and money, where the study states factors and something was measured."""
+    estimated = ESTIMATED * any(row.measured is False and row.metrics for row in rows)
+    for impact in impacts(plan.report):
+        found = [row.impact.get(impact.name) for row in rows]
+        if any(found):
+            cells = tuple("-" if each is None else plus_minus(each.value, each.uncertainty) for each in found)
+            yield TableColumn(impact.head + estimated, cells, after=impact.head + estimated)
+
+
 def _valid(rows: Sequence[ExperimentSummary]) -> TableColumn:
     return TableColumn("valid", tuple(f"{row.cycles_valid}/{row.cycles_total}" for row in rows), after="valid")
+
+
+def _best(rows: Sequence[ExperimentSummary]) -> Iterator[TableColumn]:
+    """The probability of being the best by the headline; none where the cycles do not tell it."""
+    if any(row.best is not None for row in rows):
+        yield TableColumn(BEST, tuple(in_percent(row.best) for row in rows))
 
 
 def _slo(rows: Sequence[ExperimentSummary]) -> TableColumn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_llem.machine.devices import gpus_needed, visible_gpus
+from pytest_llem.machine.devices import asked_kind, gpus_needed, visible_if_any
 from pytest_llem.study import Study
 
 
@@ -16,13 +16,14 @@ from pytest_llem.study import Study
 class WorkerLimit:
     """How many workers this machine's devices can serve, by the least demanding experiment.
 
-    `gpus` is how many are visible, `smallest` and `largest` how many an experiment that can run here needs. Without
-    GPUs the limit is one: measurements on the CPU would disturb each other.
+    `gpus` is how many are visible, `smallest` and `largest` how many an experiment that can run here needs. On the CPU
+    the limit is one: measurements there would disturb each other. `no_gpus` says why there are none to share.
     """
 
     gpus: int
     smallest: int = 1
     largest: int = 1
+    no_gpus: str = "no GPU is visible"
 
     @property
     def workers(self) -> int:
@@ -31,14 +32,17 @@ class WorkerLimit:
 
     def __str__(self) -> str:
         if not self.gpus:
-            return "no GPU is visible, and measurements on the CPU would disturb each other"
+            return f"{self.no_gpus}, and measurements on the CPU would disturb each other"
         needs = str(self.smallest) if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
         return f"{self.gpus} GPU{'s' * (self.gpus > 1)} visible, an experiment needs {needs}"
 
 
 def worker_limit(studies: Sequence[Study]) -> WorkerLimit:
     """The limit of this machine for some studies. Raises `DeviceError` where the driver does not work."""
-    gpus = len(visible_gpus())
+    kinds = {asked_kind(experiment) for study in studies for experiment in study.experiments} or {"auto"}
+    if kinds == {"cpu"}:
+        return WorkerLimit(0, no_gpus="no experiment asks for a GPU")
+    gpus = max(len(visible_if_any(kind)) for kind in kinds)
     needs = {gpus_needed(experiment) for study in studies for experiment in study.experiments} if gpus else ()
-    possible = [needed for needed in needs if needed <= gpus]
+    possible = [needed for needed in needs if 0 < needed <= gpus]
     return WorkerLimit(gpus, min(possible, default=1), max(possible, default=1))

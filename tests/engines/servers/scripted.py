@@ -29,7 +29,8 @@ class Script:
     never), `hang` (never begins), `429`, `500`, `malformed`, `error_event`, `wrong_usage`, `no_usage`, `no_end`,
     `paired` (two tokens a piece), `torn` (a byte at a time), `short` (ends after two tokens), `whole` (not streamed),
     `not_http`, `three_first` (three tokens in the first piece, each with its id),
-    `twice` (not streamed, and once more after 0.1 s), `late` (begins after 0.3 s).
+    `twice` (not streamed, and once more after 0.1 s), `late` (begins after 0.3 s), `closed_idle` (closes 20 ms after
+    its answer).
     """
 
     answers: tuple[str, ...] = ("ok",)
@@ -217,6 +218,9 @@ class _Answer:
             await _send(self._writer, 200, json.dumps(whole))
         else:
             await self._stream(kind, 2 if kind == "short" else count)
+        if kind == "closed_idle":
+            await asyncio.sleep(0.02)
+            self._writer.close()
 
     async def _until_given_up(self) -> None:
         while not self._reader.at_eof():

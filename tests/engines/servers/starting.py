@@ -62,6 +62,8 @@ def vllm_server(directory: Path, model: Path, *options: str) -> Iterator[RealSer
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # Its loop looks at its timers first: one that had no processor for seconds would close a connection unread.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
     }
     with running(arguments, port, directory, environment) as server:
         yield server

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -37,7 +38,9 @@ class ParallelEngine(FaultyEngine):
         return super().prepare(config, devices)
 
     def load(self) -> None:
-        """Kill the pytest process that started this one, if asked, and stay."""
+        """Compute on the AMD GPUs that HIP would show. If asked, kill the pytest that started it, and stay."""
+        for gpu in os.environ.get("HIP_VISIBLE_DEVICES", "").split(",") if "LLEM_AMD_PROCESSES" in os.environ else ():
+            Path(os.environ["LLEM_AMD_PROCESSES"], f"{gpu}-{os.getpid()}").write_text("1000000000")
         if self.fault == "crash":
             os.kill(pytest_pid(), signal.SIGKILL)
             time.sleep(3600)
@@ -62,4 +65,6 @@ class ParallelEngine(FaultyEngine):
 
     def effective(self) -> Mapping[str, JsonValue]:
         """The devices that the process was shown."""
-        return {**super().effective(), "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "pytest": pytest_pid()}
+        shown = {"visible": "CUDA_VISIBLE_DEVICES", "hip_visible": "HIP_VISIBLE_DEVICES"}
+        variables = {name: os.environ.get(variable) for name, variable in shown.items()}
+        return {**super().effective(), **variables, "pytest": pytest_pid()}

@@ -135,6 +135,7 @@ def test_what_cannot_be_searched_is_said(place: Path, capsys: pytest.CaptureFixt
         "--metric=joules": "joules_per_output_token",
         "--experiment=other": "experiment",
         "--confidence=95": "not between",
+        "--max-runs=0": "nothing may be measured",
         "--pytest='": "No closing quotation",
         "--study=builtin:quickstart": "no cycle is valid: (?!no file)",  # was taken for a path
     }.items():

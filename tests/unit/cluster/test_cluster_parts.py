@@ -78,6 +78,16 @@ def test_a_measurement_of_the_cpu_takes_a_whole_node(monkeypatch: pytest.MonkeyP
     assert found.parallel_cycles(request) == 1
 
 
+def test_the_kind_of_device_that_a_study_names_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU anywhere in the cluster each cycle got one, and without any `cuda` would have been the CPU."""
+    mixed, plain = cluster(monkeypatch, HEAD, PLAIN, H100), cluster(monkeypatch, PLAIN)
+
+    assert mixed.request(RaySettings(), 2, "cpu").amounts == {"CPU": 8.0}
+    assert mixed.request(RaySettings(), 2, "cuda").amounts == {"CPU": 1.0, "GPU": 2.0}
+    assert plain.able(plain.request(RaySettings(), 1, "cuda")) == []
+    assert plain.request(RaySettings(), 1, "auto").gpus == 0
+
+
 def test_a_study_on_gpus_does_not_go_on_on_the_cpu_when_they_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     found = cluster(monkeypatch, PLAIN, H100)
     before = found.request(RaySettings(), 2)

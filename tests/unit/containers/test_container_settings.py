@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,31 @@ import pytest_llem
 from pytest_llem.containers.daemon import ssh_command
 from pytest_llem.containers.images import own_image, split_name
 from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
-from pytest_llem.containers.options import ENVIRONMENT
+from pytest_llem.containers.options import (
+    ENVIRONMENT,
+    ContainerRequest,
+    ImageFacts,
+    container_environment,
+    cpusets,
+    recorded_options,
+)
+from pytest_llem.containers.preflight import PreflightSubject, _judge
 from pytest_llem.engines import shipped_engines
 from pytest_llem.engines.builtin import builtin_place
 from pytest_llem.errors import JsonValue, SettingsError
-from pytest_llem.job.config import Arrival, Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import (
+    Arrival,
+    Decoding,
+    DeviceKind,
+    DeviceSettings,
+    ExperimentConfig,
+    MeasurementSettings,
+    WorkloadSettings,
+)
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.study.runner_settings import DockerSettings
 
+FACTS = ImageFacts("an/image", "sha256:1", None, None, {})
 IMAGES = Path(__file__).parents[3] / "images"
 
 
@@ -204,3 +223,47 @@ def test_the_way_over_ssh() -> None:
     assert command[-6:] == ["me", "-p", "2222", "--", "gpu7", "docker system dial-stdio"]
     with pytest.raises(SettingsError):
         ssh_command("ssh://")
+
+
+def subject(engine: str, devices: DeviceSet) -> PreflightSubject:
+    return PreflightSubject(engine, "an/image", (), devices, DockerSettings())
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "build", "said"),
+    [
+        ("transformers", "cuda", "cpu", "its torch was built for cpu, and engine transformers would run on cuda"),
+        ("vllm", "cpu", "cuda", "its torch was built for cuda, and engine vllm would run on cpu"),
+        ("transformers", "cpu", "cuda", None),
+        ("vllm", "cpu", None, None),
+    ],
+)
+def test_an_image_whose_torch_is_for_another_kind_of_device_is_refused(
+    engine: str, kind: DeviceKind, build: str | None, said: str | None
+) -> None:
+    """The cycle began with a GPU leased, and failed once the engine had been imported in the container."""
+    gpu = {"uuids": ["GPU-1"], "driver": "580", "cuda": 13000}
+    answer = {"python": "3.12", "missing": [], "writable": True, "shm_bytes": None, "torch_cuda": None, "gpu": gpu}
+    devices = DeviceSet(kind, ("GPU-1",) if kind == "cuda" else ())
+
+    problems = list(_judge({**answer, "torch_build": build}, FACTS, subject(engine, devices)))
+
+    assert [said in str(problem) for problem in problems if said] == [True] * (said is not None)
+    assert bool(problems) == (said is not None)
+
+
+def test_a_container_without_a_gpu_sees_none_of_either_maker() -> None:
+    request = ContainerRequest("n", FACTS, (), DeviceSet("cpu"), DockerSettings(), "none")
+    environment = container_environment(request)
+    hidden = {"NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1"}
+    assert hidden.items() <= environment.items()
+
+
+def test_a_container_gets_the_cpus_that_its_experiment_is_pinned_to() -> None:
+    """Inside, the affinity alone would leave the memory of all nodes, and the kernel's choice to what is started."""
+    first = min(os.sched_getaffinity(0))
+    pinned = DeviceSettings(cpus=str(first))
+    request = ContainerRequest("n", FACTS, (), DeviceSet("cpu"), DockerSettings(), "none", pinned=pinned)
+    assert cpusets(request) == {"cpuset_cpus": str(first), "cpuset_mems": None}
+    assert recorded_options(request)["cpuset_cpus"] == str(first)
+    assert cpusets(replace(request, pinned=DeviceSettings())) == {"cpuset_cpus": None, "cpuset_mems": None}

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import ticks_from
 from pytest_llem.energy.validity import DeviceEvidence, Evidence, check, counter_ratio
 from pytest_llem.job.config import Thresholds
@@ -271,3 +272,16 @@ def test_what_keeps_in_step_with_a_sensor_is_not_cured_by_measuring_longer(
 
     assert reason.code == "window_too_short"
     assert remedy in reason.message
+
+
+@pytest.mark.parametrize(("events", "codes"), [(0x0, ["clocks_changed"]), (0x20, ["clocks_changed"]), (0x4, [])])
+def test_clocks_that_the_power_limit_moves_are_a_condition(events: int, codes: list[str]) -> None:
+    """Under a low limit prefill runs at half the clock of decode: a sweep of limits would lose its lower half."""
+    clocks = ((2.5, 1980.0, 0x0), (3.0, 990.0, events), (3.5, 1980.0, 0x0))
+    readings = tuple(
+        Sample(round(t * 1e9), "GPU", 390.0, None, None, mhz, clock_events=mask) for t, mhz, mask in clocks
+    )
+    window = Window("measure", 2_000_000_000, 4_000_000_000)
+    device = DeviceEvidence("GPU", None, readings, (), None)
+    found = check(Evidence((window,), (device,), (), "worker"), (), Thresholds())
+    assert [note.code for note in found if note.code == "clocks_changed"] == codes

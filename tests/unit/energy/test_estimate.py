@@ -12,6 +12,7 @@ from pytest_llem.energy.cpu_estimate_meter import thread_power
 from pytest_llem.energy.protocol import Meter
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
 from pytest_llem.job.measurement import Window
+from tests.timed import on_a_clock
 
 
 def burn(seconds: float) -> None:
@@ -27,6 +28,7 @@ def opened(tmp_path: Path, server: ServerProcess | None = None) -> Meter:
     return meter
 
 
+@on_a_clock
 def test_a_window_holds_the_cpu_time_spent_in_it(tmp_path: Path) -> None:
     meter = opened(tmp_path)
     start = meter.mark()
@@ -68,6 +70,7 @@ def test_children_count_while_they_live_and_after_they_were_reaped(tmp_path: Pat
         assert window.energy_j >= 0.99 * least_j
 
 
+@on_a_clock
 def test_cpu_time_that_leaves_the_tree_is_missed(tmp_path: Path) -> None:
     """The clock stood still until the rest of the tree had used as much again."""
     burning = "import os, sys, time\nwhile time.process_time() < 0.6: pass\nprint(flush=True); sys.stdin.read()"
@@ -97,6 +100,7 @@ def test_cpu_time_that_leaves_the_tree_is_missed(tmp_path: Path) -> None:
     assert report.windows[1].energy_j == pytest.approx(0.05 * thread_power().watts, rel=0.3)
 
 
+@on_a_clock
 def test_a_server_that_is_no_child_counts_with_its_own_children(tmp_path: Path) -> None:
     """The server's parent is pytest, not the worker that measures."""
     burning = "end = time.process_time() + 0.06\nwhile time.process_time() < end: pass\n"

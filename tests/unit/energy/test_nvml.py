@@ -6,6 +6,7 @@ here, and what that bound is worth against many windows on a virtual clock (`tes
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -15,14 +16,18 @@ import time
 from pathlib import Path
 from statistics import median
 
+import pynvml
 import pytest
 
-from pytest_llem.energy import calibration, registry
+from pytest_llem.energy import calibration, checked, rapl_source, registry
 from pytest_llem.energy.calibrate import save
+from pytest_llem.energy.protocol import MeterRequest
 from pytest_llem.energy.readings import read_samples
+from pytest_llem.energy.registry import meter_class
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
-from pytest_llem.job.measurement import Window
+from pytest_llem.job.measurement import EnergyReport, Window
+from pytest_llem.job.wire import decode, encode
 from tests.simulated_nvml.plugin import MakeSimulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.simulated_nvml.virtual import virtual_sampler
@@ -48,6 +53,34 @@ def test_quiet_sides_give_the_true_energy_within_the_stated_bound(machine: Simul
     assert report.measured
     assert report.scope == "gpu_board"
     assert report.gain_uncertainty_rel is not None
+
+
+def accounted_again(machine: Simulation, directory: Path, report: EnergyReport, window: Window) -> EnergyReport:
+    devices = DeviceSet("cuda", uuids(machine))
+    meter = meter_class("nvml", devices)(MeterRequest(MeterSettings("nvml"), devices, directory))
+    return checked.account_again(meter, report, [window])
+
+
+def test_a_part_of_a_window_is_accounted_from_stored_readings_by_the_calibration_of_then(
+    machine: Simulation, tmp_path: Path
+) -> None:
+    """A benchmark inside a command that was measured got the energy of the command, or that of another calibration."""
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    whole = cycle.load(machine.gpus, 0.4, quiet=False)
+    cycle.quiet()
+    report = decode(EnergyReport, json.loads(json.dumps(encode(cycle.stop()))), "report")
+    uuid, driver = uuids(machine)[0], machine.machine.driver.decode()
+    calibration.path_of(uuid, driver).unlink()
+    part = Window("measure", whole.start_ns + 100_000_000, whole.end_ns - 100_000_000)
+
+    again = accounted_again(machine, tmp_path, report, part)
+
+    truth_j = machine.gpus[0].energy_between_j(part.start_ns, part.end_ns)
+    assert again.windows[0].energy_j == pytest.approx(truth_j, abs=2 * (again.windows[0].uncertainty_j or 0.0))
+    assert (again.windows[0].energy_j or 0.0) < 0.7 * (report.windows[0].energy_j or 0.0)
+    assert again.facts["calibrations"] == report.facts["calibrations"]
+    assert not again.invalid
 
 
 def test_a_report_says_which_calibration_its_bounds_rest_on(machine: Simulation, tmp_path: Path) -> None:
@@ -305,7 +338,10 @@ def test_a_foreign_process_invalidates_and_the_own_children_do_not(machine: Simu
 
 
 def test_a_started_server_is_no_foreign_process_and_its_memory_no_residue(machine: Simulation, tmp_path: Path) -> None:
-    """It is no child of the process that measures, and was loaded before the meter was started."""
+    """It is no child of the process that measures, and was loaded before the meter was started.
+
+    Another window of the same readings was invalid for its memory, so that no benchmark of a server could be imported.
+    """
     launcher = subprocess.Popen(
         ["setsid", "--fork", "sh", "-c", "echo $$; read line"],
         stdin=subprocess.PIPE,
@@ -318,11 +354,14 @@ def test_a_started_server_is_no_foreign_process_and_its_memory_no_residue(machin
     machine.gpus[0].memory_used = 6 * 2**30
     try:
         own = measure(machine, tmp_path, server=ServerProcess(pid, "command", "server.log", 0, 1.0))
+        window = own.windows[0]
+        again = accounted_again(machine, tmp_path, own, Window("measure", window.start_ns, window.end_ns))
         other = measure(machine, tmp_path)
     finally:
         launcher.communicate()
 
     assert not {"foreign_process", "residual_memory"} & codes(own)
+    assert not again.invalid
     assert {"foreign_process", "residual_memory"} <= codes(other)
 
 
@@ -442,6 +481,11 @@ def test_host_energy_is_kept_beside_the_gpus_and_never_added(
     assert report.host is not None
     assert report.host.package_j == pytest.approx(7.0)
     assert report.host.dram_j == pytest.approx(2.0)
+    # Its readings are accounted by its own counters, wherever they are read again.
+    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "another"))
+    again = accounted_again(machine, tmp_path, report, cycle.windows[0])
+    assert again.host is not None
+    assert 0 <= (again.host.package_j or 0.0) <= 7.0
     window = report.windows[0]
     truth_j = machine.gpus[0].energy_between_j(window.start_ns, window.end_ns)
     assert window.energy_j == pytest.approx(truth_j, abs=2 * (window.uncertainty_j or 0.0))
@@ -500,6 +544,22 @@ def test_the_counter_is_read_gently(simulation: Simulation) -> None:
 
     # A loop without sleep makes more than 1,000 at each step, even polling every 2 ms makes 50.
     assert (gpu.counter_reads - before) / 100 < 12
+
+
+def test_a_reading_that_fails_beside_the_counter_costs_no_step(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power profiles are new: a driver that knows their structure in another version would end every measurement."""
+
+    def other_version(*_: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceWorkloadPowerProfileGetCurrentProfiles", other_version)
+    gpu = simulation.gpus[0]
+    with virtual_sampler(simulation, gpu, None, random.Random(3)) as sampler:
+        sampler.run_until(int(simulation.machine.virtual_ns) + 100 * gpu.period_ns)
+    assert sum(sample.bracket_ns is not None for sample in sampler.readings.samples) > 95
+    assert not [event for event in sampler.readings.events if event["event"] == "error"]
 
 
 def test_the_measured_process_never_calls_nvml_while_it_is_measured(machine: Simulation, tmp_path: Path) -> None:

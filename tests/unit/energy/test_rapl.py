@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy import rapl_source, registry
-from pytest_llem.energy.protocol import Meter
+from pytest_llem.energy import checked, rapl_source, registry
+from pytest_llem.energy.protocol import Meter, MeterRequest
 from pytest_llem.energy.rapl_meter import DomainSeries, obstacle
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
@@ -64,6 +64,27 @@ def test_a_counter_that_wraps_in_the_window_is_followed(tree: PowercapTree, tmp_
     report = meter.stop([Window("measure", start, end)])
 
     assert report.windows[0].energy_j == pytest.approx(0.15)
+
+
+@on_a_clock
+def test_another_window_is_accounted_from_the_samplers_readings(tree: PowercapTree, tmp_path: Path) -> None:
+    """The edges' own readings are gone then, and with them all of another window."""
+    meter = opened(tmp_path)
+    start, times = meter.mark(), []
+    for step in range(1, 8):
+        tree.set_uj(100_000 + 10_000 * step, 5_000 + 1_000 * step)
+        times.append(time.monotonic_ns())
+        time.sleep(0.1)
+    report = meter.stop([Window("measure", start, meter.mark())])
+    part = Window("measure", times[1] + 50_000_000, times[5] + 50_000_000)
+
+    other = type(meter)(MeterRequest(MeterSettings("rapl"), DeviceSet("cpu"), tmp_path))
+    again = checked.account_again(other, report, [part])
+
+    # Four steps, and at each edge where the sampler's reading lies in one.
+    assert again.windows[0].energy_j == pytest.approx(0.044, abs=0.022)
+    assert again.scope == "cpu_package+dram"
+    assert not again.invalid
 
 
 def test_wraps_between_the_edges_are_seen_by_the_sampler_process(tree: PowercapTree, tmp_path: Path) -> None:

@@ -83,6 +83,17 @@ def test_a_byte_order_mark_is_no_content() -> None:
     assert parse_json(b'\xef\xbb\xbf{"a": 1}', "x") == {"a": 1}
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renamed first, it is there and empty after a power failure. What only the present run reads need not wait."""
+    path = tmp_path / "state.json"
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_size, path.exists())))
+    write_text(path, "whole")
+    assert synced == [(5, False)]
+    write_text(path, "progress", durable=False)
+    assert len(synced) == 1
+
+
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     """A FIFO blocked for ever, and /dev/zero filled the memory."""
     os.mkfifo(tmp_path / "pipe")

@@ -188,3 +188,12 @@ def test_an_argument_after_the_option_of_a_secret_is_hidden() -> None:
     assert redact_arguments(arguments) == [
         "--password", REDACTED, f"--api-key={REDACTED}", "-k", "secret or swordfish", "--tokens", "a1b2c3d4",
     ]  # fmt: skip
+
+
+def test_a_header_and_a_user_of_a_command_are_hidden_whatever_their_scheme() -> None:
+    """`llem attach -- curl -u me:password` kept the password in run.json and result.json."""
+    arguments = ["-u", "me:swordfish", "-u", "1000:1000", "-H", "Authorization: Token sword", "--header=Cookie: a=b1"]
+    assert redact_arguments([*arguments, "-H", '{"authorization": "swordfish", "n": "1"}', "-u", "bench.py"]) == [
+        "-u", f"me:{REDACTED}", "-u", "1000:1000", "-H", f"Authorization: {REDACTED}", f"--header=Cookie: {REDACTED}",
+        "-H", f'{{"authorization": "{REDACTED}", "n": "1"}}', "-u", "bench.py",
+    ]  # fmt: skip

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pynvml
 import pytest
 
 from pytest_llem.errors import DeviceError
-from pytest_llem.job.config import Decoding, DeviceSettings, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import (
+    AskedKind,
+    Decoding,
+    DeviceSettings,
+    ExperimentConfig,
+    MeasurementSettings,
+    WorkloadSettings,
+)
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.machine import devices
+from pytest_llem.machine.leases import take_lease
 from tests.simulated_nvml.plugin import MakeSimulation, make_simulation, simulated_nvml_library
 
 __all__ = ["make_simulation", "simulated_nvml_library"]
@@ -117,7 +126,7 @@ def test_a_study_names_the_gpus_to_lease(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
 
-    demand = devices.demanded_devices(replace(config(), device=DeviceSettings(named)))
+    demand = devices.demanded_devices(replace(config(), device=DeviceSettings(gpus=named)))
 
     assert demand.candidates == tuple(four[index] for index in indices)
     assert demand.count == 1
@@ -125,11 +134,57 @@ def test_a_study_names_the_gpus_to_lease(
 
 def test_a_named_gpu_that_is_not_there_is_an_error(four: tuple[str, ...]) -> None:
     with pytest.raises(DeviceError, match=r"device\.gpus: 4: there is no GPU '4'") as caught:
-        devices.demanded_devices(replace(config(), device=DeviceSettings((4,))))
+        devices.demanded_devices(replace(config(), device=DeviceSettings(gpus=(4,))))
 
     assert f"3 ({four[3]})" in (caught.value.fix or "")
 
 
 def test_a_beginning_that_several_gpus_share_names_none(four: tuple[str, ...]) -> None:
     with pytest.raises(DeviceError, match=r"device\.gpus: GPU-: there is no one GPU"):
-        devices.demanded_devices(replace(config(), device=DeviceSettings(("GPU-",))))
+        devices.demanded_devices(replace(config(), device=DeviceSettings(gpus=("GPU-",))))
+
+
+def on(kind: AskedKind, gpus: int | None = None) -> ExperimentConfig:
+    return replace(config(), device=DeviceSettings(kind=kind, gpus=gpus or ()))
+
+
+def test_a_machine_with_gpus_can_measure_its_cpu_and_nobody_measures_on_a_gpu_meanwhile(
+    four: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that drives a GPU runs on the CPU whose energy is counted."""
+    monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path))
+    demand = devices.demanded_devices(on("cpu"))
+
+    assert demand.first() == DeviceSet("cpu")
+    with take_lease(demand, timeout_s=0) as lease:
+        assert lease.devices == DeviceSet("cpu")
+        assert set(lease.names) == {"cpu", *four}
+        with pytest.raises(DeviceError, match="in use by"), take_lease(DeviceSet("cuda", four[2:3]), timeout_s=0):
+            pass
+    with take_lease(DeviceSet("cuda", four[2:3]), timeout_s=0), pytest.raises(DeviceError, match="cpu and 4 GPUs"):
+        take_lease(demand, timeout_s=0)
+
+
+def test_a_driver_that_does_not_work_is_nothing_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mismatch() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", mismatch)
+    assert devices.visible_devices(on("cpu")) == DeviceSet("cpu")
+
+
+def test_gpus_that_are_asked_for_are_never_replaced_by_the_cpu(
+    four: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert devices.visible_devices(on("cuda")) == DeviceSet("cuda", four[:1])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(DeviceError, match=r"device\.kind cuda: no NVIDIA GPU is visible"):
+        devices.visible_devices(on("cuda"))
+
+
+def test_a_number_of_gpus_is_taken_of_the_visible_ones(four: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,0")
+    demand = devices.demanded_devices(on("auto", gpus=2))
+    assert (demand.count, set(demand.candidates)) == (2, {four[0], four[1], four[3]})
+    with pytest.raises(DeviceError, match="needs 4 GPUs, and 3 are visible"):
+        devices.demanded_devices(on("auto", gpus=4))

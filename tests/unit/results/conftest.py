@@ -134,7 +134,7 @@ class Worker:
         return job, REPORT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bench() -> Bench:
     return Bench()
 
@@ -144,6 +144,6 @@ def key() -> CycleKey:
     return CycleKey("study", "batch_size:1", "0123456789abcdef", 1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def worker(bench: Bench) -> Callable[..., Worker]:
     return lambda key, *deliveries: Worker(bench, key, *(deliveries or (bench.measurement(),)))

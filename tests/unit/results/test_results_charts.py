@@ -238,7 +238,7 @@ def test_every_chart_compiles_and_is_drawn_in_the_ink_of_its_page(axes: tuple[Sw
         assert svg is not None
         assert svg.startswith("<svg ")
         assert "currentColor" in svg
-        assert not re.search(r'fill="(white|black|#000)', svg)
+        assert not re.search(r'(fill|stroke)="(white|black|#000)', svg)
         assert "undefined" not in svg
         assert not re.search(r"(href|src|url)=?.?https?:", svg)
         assert set(re.findall(r"url\(#([^)]+)\)", svg)) <= set(re.findall(r'id="([^"]+)"', svg))
@@ -294,6 +294,17 @@ def test_a_chart_of_too_many_points_is_not_drawn() -> None:
     pytest.importorskip("vl_convert", reason="charts need the extra `report`")
     chart = chart_of(content_of(BATCH), "pareto")
     assert svg_of(replace(chart, rows=[*chart.rows] * MAX_ROWS)) is None
+
+
+def test_joules_of_other_meters_have_fronts_of_their_own() -> None:
+    """A GPU under a board's sensor was dominated by a CPU of which only one process was estimated."""
+    content = content_of(BATCH)
+    assert sum(bool(row["front"]) for row in chart_of(content, "pareto").rows) == 1
+    first, *others = content.experiments
+    apart = replace(content, experiments=(replace(first, meter="estimate (process_estimate)"), *others))
+    chart = chart_of(apart, "pareto")
+    assert [row["label"] for row in chart.rows if row["front"]] == ["batch_size 1", "batch_size 16"]
+    assert "Other meters have fronts of their own: there are 2 kinds." in chart.description
 
 
 def test_figures_fit_a_column_of_print() -> None:

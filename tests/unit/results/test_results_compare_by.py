@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,17 +38,15 @@ WATTS = {("float32", 1): 100.0, ("float16", 1): 60.0, ("float32", 8): 50.0, ("fl
 Measure = Callable[..., None]
 
 
-@pytest.fixture
-def measure(tmp_path: Path, bench: Bench, worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> Measure:
+@pytest.fixture(scope="module")
+def measure(bench: Bench, worker: MakeWorker) -> Measure:
     """Measures some points of a sweep over dtype and batch size; each one's fourth cycle is disturbed, and invalid."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
 
     def write(
+        out: Path,
         run: str,
         these: Iterable[tuple[str, int]] = WATTS,
         facts: Mapping[str, JsonValue] | None = None,
-        out: Path = tmp_path,
         headline: str | None = None,
     ) -> None:
         points = {f"dtype:{dtype}-batch_size:{batch}": (dtype, batch) for dtype, batch in these}
@@ -66,9 +65,22 @@ def measure(tmp_path: Path, bench: Bench, worker: MakeWorker, monkeypatch: pytes
     return write
 
 
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture(scope="module")
+def measured(measure: Measure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("measured")
+    measure(out, "run")
+    return out
+
+
 @pytest.fixture
-def run(measure: Measure) -> str:
-    measure("run")
+def run(measured: Path, own_directory: None) -> str:
+    shutil.copytree(measured / "run", "run")
     return "run"
 
 
@@ -77,8 +89,8 @@ def test_comparisons_show_the_studys_own_headline_where_it_is_known(
     measure: Measure, headline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The page left it out; `llem compare` ended with an error on a run whose metric was of a package not installed."""
-    measure("a", headline=headline)
-    measure("b", headline=headline)
+    for name in "ab":
+        measure(tmp_path, name, headline=headline)
     assert main(["compare", "a", "b"]) == 0
     assert main(["compare", "a", "--by", "dtype"]) == 0
     assert capsys.readouterr().out.count("joules_per_request") == 2 * (headline == "joules_per_request")
@@ -173,7 +185,7 @@ def test_experiments_of_two_shards_make_a_pair(
     split: dict[str, JsonValue] = {"count": 2, "splits": {"study": "same"}}
     for index, dtype in enumerate(("float32", "float16"), 1):
         points = [point for point in WATTS if point[0] == dtype]
-        measure(f"shard-{index}", points, {"shard": {"index": index, **split}}, tmp_path / "shards")
+        measure(tmp_path / "shards", f"shard-{index}", points, {"shard": {"index": index, **split}})
     widths = []
     for path in (run, "shards"):
         assert main(["compare", path, "--by", "dtype", "--metric", "output_tokens_per_s", "--format", "json"]) == 0

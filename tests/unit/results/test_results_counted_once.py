@@ -15,6 +15,8 @@ from pytest_llem.cli import main
 from pytest_llem.results.aa import values_of
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.baselines import baseline_of, read_baseline, save_baseline
+from pytest_llem.results.compared_sides import open_runs
+from pytest_llem.results.gate_power import measured_noise
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
@@ -221,15 +223,11 @@ def test_a_folder_as_a_baseline_holds_each_measurement_once(out: Path, key: Cycl
     assert [len(run.values["energy_j"]) for run in baseline.studies[key.study].experiments["batch_size:1"].runs] == [3]
 
 
-def test_noise_is_that_of_the_runs_that_measured(
-    out: Path, run: Run, key: CycleKey, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_noise_is_that_of_the_runs_that_measured(out: Path) -> None:
     """The noise of a run that was resumed whole was that of no cycle at all."""
-    arguments = ["--limit", "10%", "--regression", "40%", "--format", "json"]
-    for path, runs, cycles in ((out, [1], [3]), (out / "r3", [1], [3])):
-        assert main(["gate-power", str(path), *arguments]) == 0
-        noise = json.loads(capsys.readouterr().out)["noise"]
-        assert ([each["runs"] for each in noise], [each["cycles"] for each in noise]) == (runs, cycles)
+    for path in (out, out / "r3"):
+        (noise,) = measured_noise(open_runs(str(path), Path("none")), metric("joules_per_output_token"))
+        assert (noise.runs, noise.cycles) == (1, 3)
 
 
 def test_equal_runs_are_those_that_measured(out: Path) -> None:

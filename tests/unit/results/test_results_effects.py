@@ -76,6 +76,22 @@ def test_one_pair_has_the_textbook_interval_of_its_cycles(study: Make) -> None:
     assert (nothing.value, nothing.ratio, nothing.pairs, nothing.unpaired) == ("int8", None, 0, 1)
 
 
+def test_joules_of_another_meter_are_no_partner(study: Make) -> None:
+    """CPU time times watts, of one process, was "lower" than a board's sensor, 3,400 times, with an interval."""
+    energy = study({("float32", 1): [1.0]})[0].energy
+    board = replace(energy, meter="nvml", scope="gpu_board", measured=True)
+    guess = replace(energy, meter="estimate", scope="process_estimate", measured=False)
+    sides = [
+        *study({("float32", b): [1.0, 1.01] for b in (1, 8)}, energy=guess),
+        *study({("float16", 1): [1.0, 1.01]}, energy=board),
+        *study({("float16", 8): [1.0, 1.01]}, energy=guess),
+    ]
+    joules = of(Results(tuple(sides)), metric="joules_per_output_token")[0]
+    assert (joules.pairs, joules.apart, joules.unpaired) == (1, 1, 0)
+    assert [pair.others for pair in joules.each] == [{BATCH.name: 8}]
+    assert of(Results(tuple(sides)))[0].pairs == 2  # speed has no meter
+
+
 def test_what_the_other_axes_do_cancels_in_the_pairs(study: Make) -> None:
     """Batch 32 is thirty times as fast as batch 1: unpaired, that spread would hide 2 % at all sizes."""
     noise = [1.0, 1.001, 0.999]

@@ -36,6 +36,7 @@ def make(bench: Bench) -> Make:
         settings: Mapping[str, Any] | None = None,
         workload: Mapping[str, Any] | None = None,
         decoding: Mapping[str, Any] | None = None,
+        device: Mapping[str, Any] | None = None,
         measured: bool = True,
         seconds: float = 2.0,
     ) -> Result:
@@ -46,6 +47,7 @@ def make(bench: Bench) -> Make:
             "settings": dict(settings or {}),
             "workload": {**config["workload"], "arrival": arrival and dict(arrival), **(workload or {})},  # type: ignore[dict-item]
             "decoding": {**config["decoding"], **(decoding or {})},  # type: ignore[dict-item]
+            "device": {**config["device"], **(device or {})},  # type: ignore[dict-item]
         }
         shape = str(arrival["process"]) if arrival else "offline"
         return result.model_copy(
@@ -211,6 +213,7 @@ def test_a_score_by_the_method_deviates_only_where_every_export_does(make: Make)
         ({"effective": {"batch_size": 2}}, "batch size 2"),
         ({"settings": {"quantization": {"load_in_8bit": True}}}, "quantised"),
         ({"engine": "vllm"}, "engine vllm"),
+        ({"device": {"power_limit_w": 400}}, "power_limit_w 400 set"),
         ({"cycles": 9}, "9 valid cycles, not 10"),
     ],
 )

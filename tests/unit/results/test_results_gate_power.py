@@ -63,6 +63,8 @@ def test_runs_that_differ_cost_power_and_raise_false_alarms() -> None:
 def test_a_regression_within_the_limit_is_no_question(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gate-power", "--noise", "2%", "--limit", "5%", "--regression", "5%"]) == 2
     assert main(["gate-power", "--noise", "2"]) == 2
+    for wrong in (["--power", "0%"], ["--power", "100%"], ["--baseline-runs", "0"], ["--baseline-runs", "1000"]):
+        assert main(["gate-power", "--noise", "2%", *wrong]) == 2
     assert main(["gate-power"]) == 2
     said = capsys.readouterr().err
     for part in ("does not lie beyond a limit", "'2' is no share", "--noise 2%"):

@@ -133,13 +133,14 @@ def test_the_headline_is_in_view_without_scripts_and_nothing_is_there_that_needs
         "batch_size",
         "run",
         "mJ/token",
+        "best (%)",
         "J/request",
         "tokens/s",
         "valid cycles",
     ]
     assert page.get_by_role("cell", name="2 of 3").count() == 2
     cells = page.locator("#experiments tbody tr > :visible").all()
-    assert len(cells) == 8 * 6
+    assert len(cells) == 8 * 7
     for cell in cells:
         box = cell.bounding_box()
         assert 0 <= box["x"] <= box["x"] + box["width"] <= width

@@ -22,7 +22,7 @@ from pytest_llem.job.report import RunReport
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import load
-from pytest_llem.results.requests_table import requests_table
+from pytest_llem.results.requests_table import requests_table, table_of
 from pytest_llem.results.resume import Reuse
 from pytest_llem.results.store import RunStore
 
@@ -118,6 +118,37 @@ def test_reading_starts_no_thread(cycle: Path) -> None:
     """
     command = [sys.executable, "-c", READ, str(JobDir(cycle).requests)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == ["True", "0"]
+
+
+SCHEMA = pa.schema([("i", pa.int64()), ("f", pa.float64()), ("s", pa.string()), ("b", pa.bool_())], {"unit": "J"})
+VALUES = [(-(2**63), 5e-324, "\u2028\n\0", True), (None,) * 4, (2**53 + 1, 0.1 + 0.2, "ü", False), (7, 3, "", None)]
+
+
+def test_a_table_holds_every_value_to_the_last_digit() -> None:
+    table = table_of(VALUES, SCHEMA)
+    assert [tuple(row.values()) for row in table.to_pylist()] == VALUES
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+
+
+def test_a_whole_number_that_was_written_as_a_fraction_costs_no_cycle() -> None:
+    """Meters of others write bytes as 300.0; half a byte is refused."""
+    assert table_of([(300.0, 1, "", None)], SCHEMA)["i"].to_pylist() == [300]
+    with pytest.raises(pa.ArrowInvalid):
+        table_of([(300.5, 1, "", None)], SCHEMA)
+
+
+WRITE = """\
+import sys
+from pytest_llem.results.requests_table import SCHEMA, table_of
+assert table_of([[None] * len(SCHEMA)], SCHEMA).num_rows == 1
+print("pandas" in sys.modules)
+"""
+
+
+def test_writing_imports_no_pandas() -> None:
+    """It was imported wherever it is installed: a third of the time of a small run."""
+    pytest.importorskip("pandas")
+    assert subprocess.run([sys.executable, "-c", WRITE], check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_a_row_says_whether_the_request_kept_the_slo(served: Measurement) -> None:

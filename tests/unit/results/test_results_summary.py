@@ -14,8 +14,8 @@ import pytest
 from pytest_llem.errors import EngineError, SettingsError
 from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
-from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import METRICS, metric
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
@@ -69,18 +69,20 @@ def test_csv_is_flat_and_leaves_the_unmeasured_empty(outcomes: list[Outcome], tm
 
 def test_csv_has_a_column_per_axis_and_setting_in_which_experiments_differ(outcomes: list[Outcome]) -> None:
     """Whoever read it had to take the settings out of the ids."""
-    axes = StudyAxes(
-        (
+    plan = StudyPlan(
+        outcomes[0].key.study,
+        None,
+        axes=(
             SweptAxis("transformers.batch_size", "batch_size", ("1",), (1,)),
             SweptAxis("quantization", "quantization", ("none",), ("none",)),
             SweptAxis("energy_j", "energy_j", ("-1",), ("-1",)),
             SweptAxis("model", "model", ("m",), ("m",)),
         ),
-        {outcomes[0].key.experiment_id: (1, "none", "-1", "builtin:tiny-llama")},
-        ("transformers.batch_size", "workload.prompts", "transformers.gone"),
+        points={outcomes[0].key.experiment_id: (1, "none", "-1", "builtin:tiny-llama")},
+        settings=("transformers.batch_size", "workload.prompts", "transformers.gone"),
     )
     known = {outcome.key: outcome for outcome in outcomes}
-    table = summary_csv(list(summarise(known, known.get, axes={outcomes[0].key.study: axes})))
+    table = summary_csv(list(summarise(known, known.get, plans=[plan])))
     (row,) = csv.DictReader(io.StringIO(table))
     settings = outcomes[0].result.experiment.config if outcomes[0].result else {}
     prompts = settings["workload"]["prompts"]  # type: ignore[index, call-overload]

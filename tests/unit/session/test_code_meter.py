@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from pytest_llem.errors import MeterError
 from pytest_llem.session.code_meter import CodeMeter, measure_code
 from tests.simulated_nvml.plugin import MakeSimulation, make_simulation, simulated_nvml_library
 from tests.simulated_nvml.simulation import Gpu
@@ -48,3 +49,15 @@ def test_a_sensor_that_stands_still_gives_no_number_and_says_so(make_simulation:
 
     assert meter.energy_j is None
     assert "sensor_gap" in {note.code for note in meter.invalid}
+
+
+def test_the_cpu_of_a_machine_with_gpus_is_metered_where_the_run_is_for_it(make_simulation: MakeSimulation) -> None:
+    """The joules of GPUs on which nothing computed were those of the block."""
+    make_simulation(1)
+
+    with measure_code("auto", "cpu") as meter:
+        sum(range(3_000_000))
+    assert meter.meter in ("rapl", "estimate")
+
+    with pytest.raises(MeterError, match="cannot be combined with the meter nvml"), measure_code("nvml", "cpu"):
+        pass

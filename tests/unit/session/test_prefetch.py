@@ -15,6 +15,7 @@ from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.prefetch import NeededCycle, Prefetch, needed_cycles
+from pytest_llem.session.racing import race_of
 from pytest_llem.study import Study, load_study
 
 STUDY = """\
@@ -56,7 +57,9 @@ class Measured:
 
 
 def _result(value: float) -> Result:
-    return cast("Result", SimpleNamespace(throughput=SimpleNamespace(output_tokens_per_s=value)))
+    runner = SimpleNamespace(isolation="process")
+    throughput = SimpleNamespace(output_tokens_per_s=value)
+    return cast("Result", SimpleNamespace(runner=runner, throughput=throughput, slo=None, quality=None))
 
 
 def test_needed_cycles_come_in_the_items_order_and_optional_ones_not_at_all(points: list[ExperimentCycle]) -> None:
@@ -136,3 +139,44 @@ def test_nothing_begins_after_the_end(points: list[ExperimentCycle]) -> None:
     prefetch.begin(needed_cycles(points[5:]))
 
     assert len(measured.order) == 1
+
+
+RACE = """\
+model: m
+engine: transformers
+sweep: {transformers.batch_size: [1, 2, 4]}
+optimize: {maximize: output_tokens_per_s, max_cycles: 6}
+"""
+
+
+def test_a_races_next_round_starts_side_by_side_once_the_one_before_is_over(tmp_path: Path) -> None:
+    """One at a time, a cluster would idle; a round too early, it would measure what is not needed."""
+    path = tmp_path / "race.yaml"
+    path.write_text(RACE)
+    study = load_study(path)
+    race = race_of(study, dict.fromkeys(each.id for each in study.experiments))
+    assert race is not None
+    together = {1: threading.Barrier(3), 2: threading.Barrier(3), 3: threading.Barrier(2)}
+
+    def value(point: ExperimentCycle) -> float:
+        assert point.cycle is not None
+        if point.cycle in together:
+            together[point.cycle].wait(30)
+        size = int(point.experiment.id.rpartition(":")[2])
+        return {1: 50.0, 2: 100.0, 4: 100.1}[size] + (point.cycle * size) % 3 / 10
+
+    measured = Measured(value)
+    cycles = {(each.id, cycle): ExperimentCycle(study, each, cycle) for each, cycle in study.schedule(6)}
+    prefetch = Prefetch(measured, 3, {point.key: point for point in cycles.values()}, races=[race])
+    prefetch.begin([NeededCycle(cycles[each.id, cycle], True) for each, cycle in race.round()])
+    for number in range(1, 7):
+        for each in study.experiments:
+            prefetch.wait(cycles[each.id, number].key)
+    prefetch.stop()
+    prefetch.join()
+
+    asked = [(id, cycle) for id, cycle, _ in measured.order]
+    assert len(asked) == len(set(asked)) == sum(fate.cycles for fate in race.now.fates.values())
+    assert [cycle for _, cycle in asked] == sorted(cycle for _, cycle in asked if cycle)
+    assert race.now.fates["batch_size:1"].state == "dropped"
+    assert race.now.status != "running"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_without_a_verb_there_is_help(capsys: pytest.CaptureFixture[str]) -> Non
     assert main([]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("usage: llem ")
-    assert "init      write a commented study" in shown
+    assert re.search(r"init +write a commented study", shown)
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,7 +175,7 @@ def test_word_without_counterpart_says_what_to_write(load: Load, text: str, posi
         ("energy: {backend: nvml, gpu_telemetry: [power]}", "energy.gpu_telemetry (power and clocks"),
         ("pytorch: {cache_implementation: sliding_window}", "pytorch.cache_implementation (sliding_window is static"),
         ("timeseries: {enabled: true, sample_interval_ms: 50}", "timeseries (power and clocks"),
-        ("study_execution: {experiment_order: latin_square}", "experiment_order (latin_square is shuffled"),
+        ("study_execution: {experiment_order: latin_square}", "experiment_order (latin_square is balanced"),
     ],
 )
 def test_what_changes_no_measurement_is_listed_in_one_notice(load: Load, text: str, listed: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from pytest_llem import engines
 from pytest_llem.errors import SettingsError, StudyError
-from pytest_llem.study import Study, canonical, fields
-from tests.installed import Site
+from pytest_llem.study import Study
+from tests.installed import Site, forget
 
 Load = Callable[..., Study]
 
@@ -48,23 +48,18 @@ def theirs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     groups = [f"[{group}]\ntheirs = {module}:{name}\n" for group, name in points.items()]
     (installed / "entry_points.txt").write_text("".join(groups))
     monkeypatch.syspath_prepend(tmp_path)
-    values = [value for module in (engines, fields, canonical) for value in vars(module).values()]
-    cached = [value for value in values if hasattr(value, "cache_clear")]
-    for function in cached:
-        function.cache_clear()
+    forget()
     yield
-    for function in cached:
-        function.cache_clear()
+    forget()
 
 
 def test_an_engine_cannot_take_the_name_of_a_shipped_one(site: Site) -> None:
     site.add("llem-vllm", "", engines="vllm = llem_vllm:Engine")
-    engines.engines.cache_clear()
     try:
         with pytest.raises(SettingsError, match=r"llem-vllm 1.0 registers the engine 'vllm', which pytest-llem itself"):
             engines.engine_names()
     finally:
-        engines.engines.cache_clear()
+        forget()
 
 
 @pytest.mark.usefixtures("theirs")

@@ -140,3 +140,14 @@ def test_right_answers_that_nothing_scores_are_refused_where_they_are_asked_for(
     assert f"study.yaml:{place}: {setting} counts right answers, and none are scored in" in str(caught.value)
     scored = study.replace("dataset: synthetic", "dataset: q.jsonl, column: q, answer_column: a, score: exact")
     load(scored + text)
+
+
+@pytest.mark.parametrize("text", ["expect: {itl_p50_s: '<= 1'}", "compare: {fail_if: {ttft_mean_s: 5%}}"])
+def test_latencies_of_tokens_that_nobody_sees_are_refused_where_they_are_asked_for(
+    load: Callable[[str], Study], text: str
+) -> None:
+    """The gate was undecided, and said so only after everything was measured."""
+    study = "model: m\nengine: openai\nopenai: {{base_url: 'http://127.0.0.1:8000', stream: {stream}}}\n"
+    with pytest.raises(StudyError, match=r"study\.yaml:4:\d+: \S+ takes the moments at which tokens come"):
+        load(study.format(stream="false") + text)
+    load(study.format(stream="true") + text)

@@ -50,6 +50,16 @@ def test_only_what_is_said_for_this_run_stands_above_a_study(tmp_path: Path) -> 
     assert below.execution == {"cycles": 5, "order": "shuffled", "retries": 0}
 
 
+def test_a_kind_of_device_stands_for_what_a_study_leaves_open_whoever_says_it(tmp_path: Path) -> None:
+    path = user_file(tmp_path, "device: cpu\n")
+
+    assert load_settings(env={}, path=path).overrides().device == "cpu"
+    assert load_settings(command_line={"device": "cuda"}, env={"LLEM_DEVICE": "rocm"}, path=path)["device"] == "cuda"
+    assert load_settings(env={}, path=tmp_path / "none.yaml").overrides().device == "auto"
+    with pytest.raises(SettingsError, match="LLEM_DEVICE: device: the text 'gpu' is not accepted"):
+        load_settings(env={"LLEM_DEVICE": "gpu"}, path=path)
+
+
 def test_runners_of_the_environment_stand_above_the_users(tmp_path: Path) -> None:
     path = user_file(tmp_path, "runners: {vllm: docker, sglang: docker}\n")
 

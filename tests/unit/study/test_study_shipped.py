@@ -26,7 +26,7 @@ def test_each_study_of_the_repository_is_built_in_and_loads() -> None:
 def test_an_unknown_name_lists_those_there_are() -> None:
     with pytest.raises(SettingsError, match="no built-in study 'builtin:zzz'") as caught:
         load_study(Path("builtin:zzz"))
-    assert "use one of: builtin:engines, builtin:quality, " in str(caught.value.fix)
+    assert "use one of: builtin:engines, builtin:optimize, builtin:power-limit, " in str(caught.value.fix)
 
 
 def test_a_name_without_the_prefix_is_a_path() -> None:

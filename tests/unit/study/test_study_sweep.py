@@ -11,6 +11,7 @@ import pytest
 
 from pytest_llem.errors import StudyError
 from pytest_llem.study import Study
+from tests.installed import forget
 
 Load = Callable[..., Study]
 
@@ -307,24 +308,14 @@ def test_engine_of_another_package_has_a_section_that_may_hold_anything(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pytest_llem import engines
-    from pytest_llem.study import fields
 
-    caches = (
-        engines.engines,
-        fields.table,
-        fields._paths_by_name,
-        fields.keyword,
-        fields.defaults,
-    )
     points = {"theirs": EntryPoint("theirs", "theirs:Engine", engines.ENTRY_POINT_GROUP)}
     monkeypatch.setattr(engines, "registered", lambda *_: points)
-    for cached in caches:
-        cached.cache_clear()
+    forget()
     try:
         study = load("model: m\nengine: theirs\ntheirs: {speed: {up: 3}}\nsweep: {theirs.speed.down: [1, 2]}\n")
     finally:
-        for cached in caches:
-            cached.cache_clear()
+        forget()
 
     assert ids(study) == ["down:1", "down:2"]
     assert study.experiments[1].config.settings == {"speed": {"up": 3, "down": 2}}

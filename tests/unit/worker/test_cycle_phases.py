@@ -12,8 +12,10 @@ import pytest
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.results.energy_schema import PhaseEnergy
 from pytest_llem.results.schema import Result
+from tests.timed import on_a_clock
 from tests.unit.worker.powered import LOAD_W, PoweredEngine, measured
 
+pytestmark = on_a_clock
 PREFILL_S, DECODE_S = 0.02, 0.04
 
 

@@ -18,6 +18,7 @@ from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.thermal import derive_thermal
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
+from tests.timed import on_a_clock
 from tests.unit.energy.cycle import IDLE_W, uuids
 from tests.unit.results.conftest import REPORT
 from tests.unit.worker.scripted import make_job, run
@@ -84,6 +85,7 @@ def warming(engine: GpuEngine) -> None:
     engine.on_generate = work_and_warm
 
 
+@on_a_clock
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("placement", ["worker", "host"])
 def test_a_settled_warm_up_goes_on_until_the_temperature_stays(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from pytest_llem.errors import visible
+from pytest_llem.errors import SettingsError, visible
 from pytest_llem.job.files import write_text, writing
 from pytest_llem.results.history.files import History, read_history
 from pytest_llem.results.history.page.data import trend_data
@@ -43,6 +43,8 @@ def write_page(options: argparse.Namespace) -> int:
     """Write the page into the folder, and print its file."""
     history = read_history(options.history)
     page = page_of(gather_trends(history, options.metric), options.title)
+    if options.out.is_file():
+        raise SettingsError(f"-o {options.out}: is a file", fix="name the folder that index.html is to be written into")
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / ".nojekyll", "")  # GitHub Pages: no site generator has to look at it

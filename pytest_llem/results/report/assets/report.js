@@ -117,8 +117,11 @@
   const config = () => JSON.parse(JSON.stringify(data.style.config).replaceAll(data.style.ink, colour("--text")));
   const tall = (chart, rows) => chart.step
     ? Math.max(1, new Set(rows.map((row) => row.label)).size) * chart.step : chart.spec.height;
+  const beside = (spec) => spec.layer && spec.layer.some((layer) => layer.name === "aside");
+  const fitted = (element, spec) => !beside(spec) || element.clientWidth > 560 ? { ...spec, width: "container" }
+    : { ...spec, width: Math.max(480, element.clientWidth), layer: spec.layer.filter((layer) => layer.name !== "aside") };
   const embed = (element, spec, datasets, description) =>
-    vegaEmbed(element, { ...spec, width: "container", description, autosize: { type: "fit-x", contains: "padding" },
+    vegaEmbed(element, { ...fitted(element, spec), description, autosize: { type: "fit-x", contains: "padding" },
       config: config(), background: "transparent", data: { name: "table" }, datasets },
     { mode: "vega-lite", actions: false, renderer: "svg" }).then((result) => result.view);
 
@@ -162,7 +165,7 @@
     tables.forEach(sortable);
   }
   tables.forEach(paint);
-  const charts = [...document.querySelectorAll("#charts .chart")];
+  const charts = [...document.querySelectorAll("#race .chart, #charts .chart")];
   const redraw = () => { for (const chart of charts) seen.observe(chart); if (power && cycles.value) drawPower(); };
   if (window.vegaEmbed) {
     if (power) power.closest("figure").before(make("div", { className: "controls" }, make("label", {}, "Cycle", cycles)));

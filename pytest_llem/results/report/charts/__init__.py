@@ -9,12 +9,14 @@ from __future__ import annotations
 from pytest_llem.results.report.charts.bands import cycles, latency, split
 from pytest_llem.results.report.charts.by_value import value_charts
 from pytest_llem.results.report.charts.chart import PAGE, Chart, Size
+from pytest_llem.results.report.charts.device import device_charts
 from pytest_llem.results.report.charts.drawing import left_out, page_style, svg_of
 from pytest_llem.results.report.charts.effect import effect_charts
 from pytest_llem.results.report.charts.load import load_charts
 from pytest_llem.results.report.charts.pareto import pareto, quality_charts
 from pytest_llem.results.report.charts.points import Experiments
 from pytest_llem.results.report.charts.power import power_chart, power_spec
+from pytest_llem.results.report.charts.race import race_charts
 from pytest_llem.results.report.charts.search import search_charts
 from pytest_llem.results.report.content import Content
 
@@ -25,9 +27,11 @@ def charts(content: Content, size: Size = PAGE) -> list[Chart]:
     """The charts for which there is data."""
     of = Experiments(content, size)
     first = [
+        *race_charts(of, size),
         *quality_charts(of, size),
         *search_charts(of, size),
         *load_charts(of, size),
+        *device_charts(of, size),
         *value_charts(of, size),
         *effect_charts(of, size),
         pareto(of, size),

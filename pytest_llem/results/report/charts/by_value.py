@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.results.device_axes import setting_of
 from pytest_llem.results.report.charts.chart import Chart, Rows, Size, Spec, interval, tooltip
 from pytest_llem.results.report.charts.load import GOODPUT, load_of
 from pytest_llem.results.report.charts.points import Experiments, identity
@@ -21,11 +22,11 @@ ASPECT = 0.55
 
 
 def value_charts(experiments: Experiments, size: Size) -> Iterator[Chart]:
-    """One for each study that varies a number, where `load` has not the same with its states."""
+    """One for each study that varies a number, where `load` and `device` have not the same with more."""
     for study in experiments.studies:
         metric = experiments.headline([study])
         rows = [row for row in experiments.rows if row.study == study and metric in row.metrics]
-        numeric = [axis for axis in experiments.axes(study) if axis.ordered]
+        numeric = [axis for axis in experiments.axes(study) if axis.ordered and setting_of(axis) is None]
         counted = [(len({row.point.get(axis.name) for row in rows} - {None}), axis) for axis in numeric]
         count, axis = max(counted, key=lambda entry: entry[0], default=(0, None))
         load = load_of(experiments, study) if metric == GOODPUT else None

@@ -25,7 +25,7 @@ _NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U001
 FONT = "Helvetica, Arial, sans-serif"
 
 
-def svg_of(chart: Chart) -> str | None:
+def svg_of(chart: Chart, size: Size = PAGE) -> str | None:
     """The chart as SVG to put into HTML, in the colour of the text around it, as wide as its box at most.
 
     `None` without the extra `report`, and for a chart of more points than a drawing should hold.
@@ -37,13 +37,14 @@ def svg_of(chart: Chart) -> str | None:
     rows = shown(chart, bands(chart))
     if len(rows) > MAX_ROWS:
         return None
-    svg = str(vl_convert.vegalite_to_svg(json.dumps(document(chart, rows, PAGE, ink=INK))))
+    svg = str(vl_convert.vegalite_to_svg(json.dumps(document(chart, rows, size, ink=INK))))
     svg = svg.replace(INK, "currentColor")
     name = re.sub(r"\W", "-", chart.id)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # within HTML it has its name space
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = svg.replace("<svg ", '<svg role="img" style="width:100%;max-width:40rem;height:auto" ', 1)
+    widest = f"{size.width / PAGE.width * 40:g}rem"
+    svg = svg.replace("<svg ", f'<svg role="img" style="width:100%;max-width:{widest};height:auto" ', 1)
     return svg if len(svg) <= MAX_BYTES else None
 
 
@@ -122,4 +123,5 @@ def _config(size: Size, ink: str) -> Spec:
         "legend": {**key, **text, **fonts, "labelLimit": 0},
         "text": {"color": ink},
         "mark": {"color": PALETTE[0]},
+        "rule": {"color": PALETTE[0]},  # or black, which a dark page swallows
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, metric_name
 from pytest_llem.results.front import STANDINGS, Spot, Standing, front, standings
+from pytest_llem.results.metrics import is_energy
 from pytest_llem.results.report.charts.chart import (
     GREY,
     LINE,
@@ -103,12 +104,12 @@ def pareto(experiments: Experiments, size: Size) -> Chart:
 
 def quality_charts(experiments: Experiments, size: Size) -> Iterator[Chart]:
     """Accuracy against energy per correct answer, and per answer; without rows where nothing was scored."""
-    yield _chart(experiments, size, "quality", JOULES_PER_CORRECT, ACCURACY, stand=True)
-    yield _chart(experiments, size, "quality-per-answer", ANSWER, ACCURACY, stand=True)
+    yield _chart(experiments, size, "quality", JOULES_PER_CORRECT, ACCURACY)
+    yield _chart(experiments, size, "quality-per-answer", ANSWER, ACCURACY)
 
 
-def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: str, *, stand: bool = False) -> Chart:
-    """`metric` against another one; where these `stand` against each other, the front with its uncertainty."""
+def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: str) -> Chart:
+    """`metric` against another one, and the front with its uncertainty."""
     measured = [
         (row, x, y)
         for row in experiments.rows
@@ -118,13 +119,13 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
         return Chart(id, "", "", {}, [])
     signs = [1 if metric_name(name).higher_is_better else -1 for name in (across, metric)]
     signed = [(signs[0] * x.value, signs[1] * y.value) for _, x, y in measured]
-    asked = [row.answers and row.answers.asked if stand else None for row, _, _ in measured]
+    asked = [_alike(row, across, metric) for row, _, _ in measured]
     kinds = [*dict.fromkeys(asked)]
     best: set[int] = set()
     for kind in kinds:
         places_of = [at for at, of in enumerate(asked) if of == kind]
         best |= {places_of[at] for at in front([signed[at] for at in places_of])}
-    standing = [*standings_of(experiments.rows, across, metric).values()] if stand else []
+    standing = [*standings_of(experiments.rows, across, metric).values()]
     units = (unit_of(across, [x.value for _, x, _ in measured]), unit_of(metric, [y.value for _, _, y in measured]))
     values = [(x.value * units[0].factor, y.value * units[1].factor) for _, x, y in measured]
     bars = [[*map(units[0].of, interval(x)), *map(units[1].of, interval(y))] for _, x, y in measured]
@@ -144,9 +145,8 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
         slow, fast, low, high = bars[at]
         point: Spec = {"x": values[at][0], "y": values[at][1], "slow": slow, "fast": fast, "low": low, "high": high}
         name: Spec = {"label": names[at], "front": at in best}
-        if stand:
-            name |= {"standing": STANDINGS[standing[at]], "filled": FILLED[standing[at]]}
-            name |= {"asked": kinds.index(asked[at])}
+        name |= {"standing": STANDINGS[standing[at]], "filled": FILLED[standing[at]]}
+        name |= {"asked": kinds.index(asked[at])}
         if at in placed:
             (over, up), end = placed[at]
             name |= {"name": names[at], "name_x": spans[0].to_value(over), "name_y": spans[1].to_value(up)}
@@ -157,10 +157,10 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
     text = (
         f"{title}: means over valid cycles, with bars for their expanded uncertainty (95 %); "
         "points whose bars overlap need not differ, and a bar at the frame goes on. Dashed: the Pareto front "
-        f"({len(best)} of {len(rows)}), than which none is better in both. {_in_words(standing, len(kinds))}"
+        f"({len(best)} of {len(rows)}), than which none is better in both. {_in_words(standing, len(kinds), metric)}"
         f"{marks.words}{experiments.without(metric)}"
     )
-    layers = _layers(spans, units, marks.encoding, size, many=len(measured) > MAX_NAMES, stand=stand)
+    layers = _layers(spans, units, marks.encoding, size, many=len(measured) > MAX_NAMES)
     spec: Spec = {"height": height, "layer": layers}
     return Chart(
         id,
@@ -175,37 +175,40 @@ def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: s
 
 
 def standings_of(rows: Sequence[ExperimentRow], across: str, metric: str) -> dict[str, Standing]:
-    """How each experiment that has both metrics stands, by key, against the others with the same questions."""
+    """How each experiment that has both metrics stands, by key, against those of the same questions and meter."""
     measured = [row for row in rows if across in row.metrics and metric in row.metrics]
+    by_questions = metric == ACCURACY
     found: dict[str, Standing] = {}
-    for asked, group in _by_questions(measured).items():
+    groups: dict[tuple[Hashable, str], list[ExperimentRow]] = {}
+    for row in measured:
+        groups.setdefault(_alike(row, across, metric), []).append(row)
+    for (asked, _), group in groups.items():
         x, y = (
             [Spot.of(interval(row.metrics[name]), higher=metric_name(name).higher_is_better) for row in group]
             for name in (across, metric)
         )
-        each = standings(x, y, [row.answers and row.answers.alike for row in group])
-        found |= {row.key: "possible" if asked is None else at for row, at in zip(group, each, strict=True)}
+        each = standings(x, y, [row.answers and row.answers.alike if by_questions else None for row in group])
+        unknown = by_questions and asked is None
+        found |= {row.key: "possible" if unknown else at for row, at in zip(group, each, strict=True)}
     return {row.key: found[row.key] for row in measured}
 
 
-def _by_questions(rows: Sequence[ExperimentRow]) -> dict[Hashable, list[ExperimentRow]]:
-    """The experiments by what was asked and how it was scored: accuracies of other questions have no common front."""
-    groups: dict[Hashable, list[ExperimentRow]] = {}
-    for row in rows:
-        groups.setdefault(row.answers and row.answers.asked, []).append(row)
-    return groups
+def _alike(row: ExperimentRow, *metrics: str) -> tuple[Hashable, str]:
+    """What experiments must have alike for a common front: questions and scorer of accuracies, the meter of joules."""
+    asked = row.answers and row.answers.asked if ACCURACY in metrics else None
+    return asked, row.meter if any(map(is_energy, metrics)) else ""
 
 
-def _in_words(standing: Sequence[Standing], kinds: int) -> str:
-    """How many points stand how against the others, as part of a caption; empty where that is not asked."""
-    if not standing:
-        return ""
+def _in_words(standing: Sequence[Standing], kinds: int, metric: str) -> str:
+    """How many points stand how against the others, as part of a caption."""
     looks: dict[Standing, str] = {"on": "full", "possible": "pale", "dominated": "hollow"}
     told = [f"{STANDINGS[each]} ({looks[each]}): {count}" for each in looks if (count := standing.count(each))]
-    apart = f"Other questions, or scorers, have fronts of their own: there are {kinds} kinds. " if kinds > 1 else ""
+    others = "questions, scorers or meters" if metric == ACCURACY else "meters"
+    apart = f"Other {others} have fronts of their own: there are {kinds} kinds. " if kinds > 1 else ""
+    tie = ", or costs less and has the same scores on every question" if metric == ACCURACY else ""
     return (
-        f"{apart}By the intervals of both, {', '.join(told)}. Another setting dominates where it is better in both by "
-        "more than the intervals, or costs less and has the same scores on every question. "
+        f"{apart}By the intervals of both (95 %), {', '.join(told)}. Another setting dominates where it is better in "
+        f"both by more than the intervals{tie}. "
     )
 
 
@@ -216,7 +219,6 @@ def _layers(
     size: Size,
     *,
     many: bool,
-    stand: bool = False,
 ) -> list[JsonValue]:
     x = spans[0].position("x", units[0].title)
     y = spans[1].position("y", upright(units[1].title, spans[1].pixels, size))
@@ -225,14 +227,10 @@ def _layers(
     at_name: Spec = {"x": {**x, "field": "name_x"}, "y": {**y, "field": "name_y"}}
     small: Spec = {"fontSize": size.font - 1, "lineHeight": LINE * (size.font - 1)}
     order: Spec = {"order": {"field": "x", "type": "quantitative"}}
-    fronts: Spec = {"detail": {"field": "asked"}} if stand else {}
-    titles = tooltip(label="experiment", run="run", x=units[0].title, y=units[1].title)
-    point: Spec = {"type": "point", "filled": True, "size": 4 * size.font, "opacity": 1}
-    filled: Spec = {}
-    if stand:
-        titles += tooltip(standing="front (95 %)")
-        point |= {"filled": False, "strokeWidth": 1.4, "size": 5 * size.font}
-        filled = _filled(marks)
+    fronts: Spec = {"detail": {"field": "asked"}}
+    standing = {"standing": "front (95 %)"}
+    titles = tooltip(label="experiment", run="run", x=units[0].title, y=units[1].title, **standing)
+    point: Spec = {"type": "point", "filled": False, "strokeWidth": 1.4, "size": 5 * size.font, "opacity": 1}
     return [
         {
             "transform": [{"filter": "datum.front"}],
@@ -246,7 +244,7 @@ def _layers(
             "mark": {"type": "rule", "strokeWidth": 0.6, "color": GREY},
             "encoding": {"x": x, "y": y, "x2": {"field": "end_x"}, "y2": {"field": "end_y"}},
         },
-        {"mark": point, "encoding": {"x": x, "y": y, **marks, **filled, "tooltip": titles}},
+        {"mark": point, "encoding": {"x": x, "y": y, **marks, **_filled(marks), "tooltip": titles}},
         {
             "transform": [{"filter": "datum.name"}],
             "mark": {"type": "text", "lineBreak": "\n", "baseline": "middle", **small},

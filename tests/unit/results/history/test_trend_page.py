@@ -163,6 +163,8 @@ def test_an_empty_history_and_one_run_make_a_page(
     assert main(["history", "page", str(tmp_path / "llem-history"), "-o", str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'index.html'}\n"
     assert sorted(file.name for file in out.iterdir()) == [".nojekyll", "index.html"]
+    assert main(["history", "page", str(tmp_path / "llem-history"), "-o", str(out / "index.html")]) == 2
+    assert "is a file" in capsys.readouterr().err
 
 
 def test_a_metric_that_cannot_be_shown_is_refused() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_llem.session.reporting.forecast import Forecast, Planned
+from pytest_llem.session.experiment_cycle import ExperimentCycle
+from pytest_llem.session.reporting.forecast import Forecast, Planned, planned_cycles
+from pytest_llem.session.run_plan import study_plans
+from pytest_llem.study.loader import load_study
 
 QUICK, SLOW = [Path(f"quick/c{number}") for number in range(4)], [Path(f"slow/c{number}") for number in range(4)]
 CYCLES = {**{path: Planned("quick", 10.0) for path in QUICK}, **{path: Planned("slow", 30.0) for path in SLOW}}
@@ -84,3 +87,19 @@ def test_what_starts_once_in_a_run_does_not_count_for_every_cycle() -> None:
         assert forecast.text(14.0) == ("[2/8, about 21 s left]" if known else "[2/8, about 2 min left]")
         forecast.ended(QUICK[1], 17.0)
         assert forecast.text(17.0) == "[2/8, about 18 s left]"
+
+
+def test_a_race_is_counted_by_what_it_may_come_to(tmp_path: Path) -> None:
+    """Its later rounds were in no plan: the line stood at [2/2] from the end of the first one on."""
+    study_file = tmp_path / "race.yaml"
+    study_file.write_text("model: m\nengine: transformers\nsweep: {seed: [1, 2]}\noptimize: {minimize: energy_j}\n")
+    study = load_study(study_file)
+    plans = study_plans(ExperimentCycle(study, each, 1) for each in study.experiments)
+    cycles, known = planned_cycles(plans, [study], tmp_path)
+    assert len(cycles) == 2 * 10
+    forecast = Forecast(cycles, known=known, at_most=True)
+    for number, path in enumerate(sorted(cycles)[:3]):
+        forecast.began(path, 20.0 * number)
+        forecast.ended(path, 20.0 * number + 20)
+    forecast.began(max(cycles), 60.0)
+    assert forecast.text(61.0) == "[4 of at most 20]"

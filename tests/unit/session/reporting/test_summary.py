@@ -11,11 +11,13 @@ import pytest
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.manifest import StudyPlan
+from pytest_llem.results.optimum import Optimum
 from pytest_llem.results.sections.quality import Scores
 from pytest_llem.results.served import Served
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 from pytest_llem.results.terminal import plus_minus, quantity, significant
-from pytest_llem.session.reporting.summary import resume_lines, summary_lines
+from pytest_llem.session.reporting.github import summary_markdown
+from pytest_llem.session.reporting.summary import MOST_OPTIMA, of_optima, resume_lines, summary_lines
 from pytest_llem.study.model import SweptAxis
 from pytest_llem.study.naming import text_of
 
@@ -113,16 +115,12 @@ BATCHES = plan({"batch_size": [1, 16], "dtype": ["float32", "bfloat16"]}, [1, "f
 
 def test_eighty_columns_hold_axes_energy_and_throughput_with_their_uncertainty() -> None:
     """At 80 columns two thirds of the width were an id, and J/token stood alone."""
-    assert (
-        lines(BATCHES)[:4]
-        == [
-            "study s: m, transformers",
-            "batch_size  dtype      mJ/token*  mJ/request*     tokens/s  valid  power (W)*",
-            "         1  float32   12.30 ± 0.40     787 ± 26  512.0 ± 7.3    3/3    41.0 ± 1.1",
-            "        16  bfloat16  12.30 ± 0.40     787 ± 26  512.0 ± 7.3    3/3    41.0 ± 1.1",
-        ]
-        or True
-    )
+    assert lines(BATCHES)[:4] == [
+        "study s: m, transformers",
+        "batch_size  dtype        mJ/token*  mJ/request*     tokens/s  valid  power (W)*",
+        "         1  float32   12.30 ± 0.40     787 ± 26  512.0 ± 7.3    3/3  41.0 ± 1.1",
+        "        16  bfloat16  12.30 ± 0.40     787 ± 26  512.0 ± 7.3    3/3  41.0 ± 1.1",
+    ]
     wide = lines(BATCHES, width=160)[1].split()
     assert wide[-4:] == ["(W)*", "energy", "(J)*", "spread"]
     for width in (70, 80, 100, 160):
@@ -261,6 +259,17 @@ def test_a_number_stands_with_its_expanded_uncertainty_and_the_spread_apart() ->
     assert any("spread: interquartile range" in line for line in of)
 
 
+def test_the_probability_of_being_best_comes_where_there_is_room_and_nowhere_else() -> None:
+    """It is a further column: at 50 columns names and figures stay, and no note explains what is not shown."""
+    of = plan({"batch_size": [1, 8]}, [1], [8])
+    ranked = [replace(row("e0"), best=0.004), replace(row("e1"), best=0.996)]
+    wide, narrow = lines(of, rows=ranked, width=120), lines(of, rows=ranked, width=50)
+    assert "best (%)" in wide[1]
+    assert [line.split("  ")[-1].strip() for line in lines(of, rows=ranked, width=70)[2:4]] == ["< 1", "> 99"]
+    assert any(line.startswith("best (%): probability") for line in wide)
+    assert not any("best (%)" in line for line in [*narrow, *lines(of, rows=[row("e0"), row("e1")], width=120)])
+
+
 def test_an_unknown_uncertainty_and_the_boards_gain_are_said() -> None:
     metrics = {"joules_per_output_token": known(0.0123, None, None)}
     of = lines(rows=[row("e0", metrics=metrics, gain_uncertainty_rel=0.05)])
@@ -277,6 +286,13 @@ def test_an_estimate_is_never_shown_as_if_it_were_measured() -> None:
     measured = lines(rows=[row("e0", meter="nvml", measured=True)])
     assert "*" not in measured[1]
     assert any("measured by nvml" in line for line in measured)
+
+
+def test_an_estimate_beside_a_measured_row_is_marked_by_itself() -> None:
+    """A GPU's joules stood below `J/token*`, "NOT measured", because the CPU's in the row above were estimated."""
+    shown = lines(plan({"kind": ["cpu", "cuda"]}, ["cpu"], ["cuda"]), rows=[row("e0"), row("e1", measured=True)])
+    assert "*" not in shown[1]
+    assert (shown[2].count("*"), shown[3].count("*")) == (4, 0)
 
 
 def test_what_was_not_measured_is_no_column_and_a_dash_where_it_is_the_headline() -> None:
@@ -354,3 +370,52 @@ def test_a_table_of_served_requests_says_whether_the_slo_is_reached(headline: st
     )
     narrow = lines(of, rows=served_rows(), width=40)
     assert "SLO reached yes, 99 %" in " ".join(narrow)
+
+
+def test_rows_stand_in_the_order_of_the_sweep_whatever_order_they_were_run_in() -> None:
+    """A shuffled run's limits stood as 200, 500, 300, default: nobody sees a curve in that."""
+    of = plan({"power_limit_w": ["default", 500, 300]}, [300], ["default"], [500])
+    cells = [line.split()[0] for line in lines(of)[2:5]]
+    assert cells == ["default", "500", "300"]
+
+
+OPTIMUM = Optimum(
+    study="s",
+    run="r",
+    point={"batch_size": 1},
+    metric="joules_per_output_token",
+    axes=("device.power_limit_w",),
+    best=(300,),
+    others=(),
+    reference=("default",),
+    told=True,
+    energy=None,
+    speed=None,
+    ends=(),
+    sentence="least energy per output token at 300 W: 12.1 % less (10.4 to 13.8 %), 6.0 % slower (5.1 to 6.9 %) than "
+    "at default",
+)
+
+
+def test_the_optimum_of_a_gpus_settings_stands_below_the_table_at_any_width() -> None:
+    """Of a sweep of limits the table alone leaves it to the reader to find the best one and how sure that is."""
+    for width in (60, 80, 200):
+        text = [line.text for line in summary_lines([row("e0")], [], Path("r"), width, optima=[OPTIMUM])]
+        start = next(place for place, line in enumerate(text) if line.startswith("least energy"))
+        end = text.index("", start)
+        assert text[start - 1] == ""
+        assert " ".join(line.strip() for line in text[start:end]) == OPTIMUM.sentence
+        assert max(map(len, text[start:end])) <= width
+
+
+def test_optima_of_several_points_are_named_and_many_are_counted() -> None:
+    many = [replace(OPTIMUM, point={"transformers.batch_size": size}) for size in range(9)]
+    said = of_optima(many, "s")
+    assert said[0].startswith("batch_size 0: least energy")
+    assert said[MOST_OPTIMA:] == ["and 3 more in summary.json"]
+    assert of_optima(many, "another") == []
+
+
+def test_the_step_summary_of_github_has_the_optimum() -> None:
+    text = summary_markdown([row("e0")], [], [], [], "run", [OPTIMUM])
+    assert any("at 300 W: 12.1 % less" in line for line in text)
