@@ -209,7 +209,7 @@ def test_energy_is_that_of_the_benchmarks_own_time_and_nothing_else_is_joined(
         assert not out.exists()
 
     start = read(file)["start_times"][0]
-    refused({"start_times": [start - 10_000.0]}, "cannot be tied")  # another boot
+    refused({"start_times": [start + 10_000.0]}, "cannot be tied")  # another boot
     date = datetime.strptime(read(file)["date"], "%Y%m%d-%H%M%S").timestamp() + 300
     later = datetime.fromtimestamp(date).strftime("%Y%m%d-%H%M%S")
     refused({"start_times": [start + 300], "date": later}, "and llem attach measured from")

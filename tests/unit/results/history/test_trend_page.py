@@ -266,6 +266,7 @@ def test_the_page_works_by_keyboard_on_a_phone_and_asks_for_nothing(
     assert "run r3," in page.locator("#p0 .at").text_content()
     assert page.locator("#p0 .at a").get_attribute("href") == f"{REPOSITORY}/commit/{3:040x}"
     page.locator("#p0 summary").click()
+    page.locator("#p0 .each tbody tr").nth(19).wait_for()  # drawn when the browser says that it is open
     assert page.locator("#p0 .each tbody tr").count() == 20
     page.get_by_label("Words").fill("img")
     page.locator("#shown", has_text="1 of 2 experiments").wait_for()
