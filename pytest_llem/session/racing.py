@@ -87,6 +87,7 @@ def race_of(study: Study, among: Mapping[str, str | None]) -> StudyRace | None:
     if study.optimize is None or len(racing) < 2:
         return None
     left_out = {each.id: reason for each in study.experiments if (reason := among.get(each.id, NOT_SELECTED))}
+    left_out |= {point.id: f"cannot run: {point.reason}" for point in study.invalid}
     return StudyRace(study, racing, study.optimize, left_out)
 
 

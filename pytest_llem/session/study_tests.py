@@ -273,6 +273,8 @@ def optimum_properties(record: OptimizeRecord) -> list[Property]:
             entries.append((f"llem_optimum_{record.metric}", value))
     if record.regret_high is not None:
         entries.append(("llem_optimum_regret_high", record.regret_high))
+    if record.left_out:
+        entries.append(("llem_optimum_left_out", len(record.left_out)))
     if record.rests_on is not None:
         entries.append(("llem_optimum_rests_on", record.rests_on))
     return entries

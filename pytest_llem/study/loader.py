@@ -322,7 +322,7 @@ class _StudyLoader:
         for (label, why), (origin, section) in self.points.inactive.items():
             if section not in engines or not why.startswith("with engine"):
                 self.notices.append(Notice("dormant", f"{label} does nothing {why}", self.sources.locate(origin)))
-        if self.points.invalid and self.sources.is_older:
+        if self.points.invalid:
             first, *rest = self.points.invalid
             more = f", and {len(rest)} more" if rest else ""
             self.notices.append(Notice("invalid", f"left out: {first.id}: {first.reason}{more}", first.location))

@@ -201,6 +201,22 @@ def test_a_race_that_ends_before_its_first_round_says_so(pytester: pytest.Pytest
     assert [race["status"] for race in summary["optimize"]] == ["running"]
 
 
+def test_a_setting_that_cannot_run_is_named_wherever_the_answer_stands(
+    pytester: pytest.Pytester, metrics: None
+) -> None:
+    write(pytester, cycles=2, regret="5%")
+    beams = "{id: beams, engine: transformers, transformers: {num_beams: 3, continuous_batching: true}}"
+    with (pytester.path / "race.yaml").open("a") as study:
+        study.write(f"on_invalid: skip\nexperiments: [{beams}]\n")
+    result = pytester.runpytest_subprocess("--llem-study=race.yaml", "-n2", "--llem-html=report.html")
+    result.stdout.fnmatch_lines(["left out: beams: cannot run: *", "8 of 8 cycles (100%) in 2 rounds among 4 of 5 *"])
+    run = newest(pytester).parents[1]
+    (race,) = json.loads((run / "summary.json").read_text())["optimize"]
+    assert [*race["left_out"]] == ["beams"]
+    assert 'name="llem_optimum_left_out" value="1"' in (run / "junit.xml").read_text()
+    assert "1 setting did not take part" in (pytester.path / "report.html").read_text()
+
+
 def test_a_race_of_which_nothing_is_selected_leaves_no_record(pytester: pytest.Pytester, metrics: None) -> None:
     """It would be said not to be over, of a run that never meant to begin it."""
     write(pytester)

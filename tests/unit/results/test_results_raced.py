@@ -194,3 +194,29 @@ def test_a_cycle_that_would_tell_a_part_of_the_truth_is_none(study: Study, monke
     monkeypatch.setattr(none_good.result, "energy", SimpleNamespace(energy_j=3.0), raising=False)
     seen = seen_of(none_good, replace(goal, metric="joules_per_good_request", subject_to=()))
     assert (seen.value, "beyond any number" in (seen.failed or "")) == (math.inf, True)
+
+
+def test_settings_that_cannot_run_are_left_out_of_the_answer_by_name(tmp_path: Path) -> None:
+    """`on_invalid: skip` dropped them before the race began, whose answer was then said to be that of the sweep."""
+    path = tmp_path / "study.yaml"
+    swept = "sweep: {transformers.cache_implementation: [null, static], transformers.use_cache: [true, false]}"
+    path.write_text(f"model: m\non_invalid: skip\n{swept}\noptimize: {{maximize: output_tokens_per_s}}\n")
+    study = load_study(path)
+    race = race_of(study, {each.id: None for each in study.experiments[:2]})
+    assert race is not None
+
+    (point,) = study.invalid
+    assert "cannot be combined" in point.reason
+    assert race.record().left_out == {study.experiments[2].id: "not selected", point.id: f"cannot run: {point.reason}"}
+    assert f"left out: {point.id}: cannot run: {point.reason}" in race.record().lines()
+    assert race.record().lines()[-1].endswith("among 2 of 4 settings")
+
+
+def test_of_many_reasons_for_leaving_out_a_few_are_shown(study: Study) -> None:
+    race = race_of(study, {each.id: None for each in study.experiments})
+    assert race is not None
+    race.left_out = {f"seed:{number}": f"reason {number % 9}" for number in range(90)}
+    told = race.record().lines()[-8:-1]
+    assert told[0].startswith("left out: seed:0, seed:9, ")
+    assert told[0].endswith(" and 4 more: reason 0")
+    assert told[6] == "left out for 3 more reasons: summary.json has them"

@@ -223,6 +223,9 @@ def test_invalid_points_are_listed_when_the_study_skips_them(load: Load) -> None
     assert len(study.experiments) == 3
     assert [point.id for point in study.invalid] == ["cache_implementation:static-use_cache:false", "bad"]
     assert "cannot be combined with transformers.use_cache false" in study.invalid[0].reason
+    (told,) = [notice.message for notice in study.notices if notice.code == "invalid"]
+    assert told.startswith("left out: cache_implementation:static-use_cache:false: ")
+    assert told.endswith(", and 1 more")
 
 
 def test_axes_of_other_engines_do_not_multiply(load: Load) -> None:
