@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pytest_llem.job.files import slug
+from pytest_llem.errors import StoreError
+from pytest_llem.job.files import read_json, slug
 
 MANIFEST = "run.json"
 STATE = "state.json"
@@ -97,8 +99,18 @@ def _numbered(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def run_directories(out: Path) -> list[Path]:
-    """The runs of a results folder, newest first: an id begins with the time."""
-    return sorted((path.parent for path in out.glob(f"*/{MANIFEST}")), key=lambda path: path.name, reverse=True)
+    """The runs of a results folder, newest first: by their ids, which sort by when they began."""
+    return sorted((path.parent for path in out.glob(f"*/{MANIFEST}")), key=_by_id, reverse=True)
+
+
+def _by_id(run_dir: Path) -> tuple[str, str]:
+    """A run's id, that of its manifest if the directory was renamed; then the name, so that copies differ."""
+    if started_at(run_dir.name) is not None:
+        return run_dir.name, run_dir.name
+    try:
+        return str(read_json(run_dir / MANIFEST).get("run_id") or ""), run_dir.name
+    except StoreError:
+        return "", run_dir.name  # whoever reads the run says what is wrong with it
 
 
 def runs_at(path: Path) -> list[Path]:
@@ -108,8 +120,12 @@ def runs_at(path: Path) -> list[Path]:
 
 
 def new_run_id() -> str:
-    """The id of a run that begins now."""
-    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+    """The id of a run that begins now: the second, then hex digits of the nanoseconds beyond it, and two drawn bits.
+
+    Ids sort by when their runs began, also within a second.
+    """
+    seconds, beyond_ns = divmod(time.time_ns(), 10**9)
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y%m%dT%H%M%SZ}-{beyond_ns << 2 | secrets.randbits(2):08x}"
 
 
 def started_at(run_id: str) -> str | None:

@@ -141,11 +141,11 @@ class OptimizeRecord:
             )
         if self.rests_on is not None:
             lines.append(f"this rests on what the study assumes: {self.rests_on}")
-        reasons = [*dict.fromkeys(self.left_out.values())]
-        for reason in reasons[:SHOWN]:
-            lines.append(f"left out: {_names([id for id, why in self.left_out.items() if why == reason])}: {reason}")
-        if len(reasons) > SHOWN:
-            lines.append(f"left out for {len(reasons) - SHOWN} more reasons: summary.json has them")
+        kept_out = [*dict.fromkeys(self.left_out.values())]
+        for why in kept_out[:SHOWN]:
+            lines.append(f"left out: {_names([id for id, each in self.left_out.items() if each == why])}: {why}")
+        if len(kept_out) > SHOWN:
+            lines.append(f"left out for {len(kept_out) - SHOWN} more reasons: summary.json has them")
         among = f" among {len(self.settings)} of {len(self.settings) + len(self.left_out)} settings"
         lines.append(
             f"{self.measured} of {self.grid} cycles ({self.measured / self.grid:.0%}) in {self.rounds} round"

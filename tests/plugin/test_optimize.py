@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.results.optimize_record import read_record
+from pytest_llem.results.layout import run_directories
+from pytest_llem.results.optimize_record import path_of, read_record
 from pytest_llem.results.report.content import gather_content
 
 STUDY = """\
@@ -88,8 +89,8 @@ def answer(pytester: pytest.Pytester) -> bytes:
 
 
 def newest(pytester: pytest.Pytester) -> Path:
-    """The record of the newest run, not by its id: several begin within a second."""
-    return max(pytester.path.glob("llem-results/*/race/optimize.json"), key=lambda path: path.stat().st_mtime_ns)
+    """The record of the newest run; several begin within a second."""
+    return path_of(run_directories(pytester.path / "llem-results")[0], "race")
 
 
 def measured(pytester: pytest.Pytester) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from pytest_llem.errors import EngineError
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.gate_report import GateReport, GateRow, write_gate
 from pytest_llem.results.gates import Status
-from pytest_llem.results.layout import MANIFEST, CycleKey
+from pytest_llem.results.layout import MANIFEST, CycleKey, new_run_id, run_directories, started_at
 from pytest_llem.results.manifest import (
     Invocation,
     PlannedCycle,
@@ -211,3 +212,24 @@ def test_runs_without_gates_show_their_valid_cycles_in_that_room(
         main(["list", str(tmp_path / "out")])
         head = capsys.readouterr().out.splitlines()[0]
         assert "valid" in head or "gates" not in head
+
+
+def test_runs_are_listed_newest_first_within_a_second_and_under_another_name(tmp_path: Path) -> None:
+    """The digits behind the second were drawn: of `llem ab`'s two runs either might have been the newest."""
+    ids = [new_run_id() for _ in range(200)]
+    made = [RunStore.create(tmp_path, run_id).run_dir for run_id in ids]
+    later = "29991231T235959Z-00000001"
+    RunStore.create(tmp_path, later)
+    last = made.pop(0).rename(tmp_path / "the-one-of-the-paper")
+    broken = tmp_path / "cut-off"
+    broken.mkdir()
+    (broken / MANIFEST).write_text("{")
+
+    assert [path.name for path in run_directories(tmp_path)] == [later, *reversed(ids[1:]), last.name, broken.name]
+
+
+def test_run_ids_begin_with_the_time_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 1_800_000_000_999_999_999)
+    ids = {new_run_id() for _ in range(100)}
+    assert ids == {f"20270115T080000Z-ee6b27f{digit}" for digit in "cdef"}
+    assert {started_at(run_id) for run_id in ids} == {"2027-01-15T08:00:00+00:00"}
