@@ -9,13 +9,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from pytest_llem import __version__
-from pytest_llem.errors import LlemError
+from pytest_llem.errors import LlemError, LlemWarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0  # as pip: nothing was asked for, and nothing failed
     try:
         run: Callable[[argparse.Namespace], int] = resolve_name(options.run)
-        code = run(options)
+        with _notes():
+            code = run(options)
         sys.stdout.flush()
         return code
     except LlemError as error:
@@ -43,6 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if problem.filename is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
         return 2
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings of this package as notes for people: without the place in its code, and the line there."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, LlemWarning):
+                sys.stderr.write(f"llem: note: {message}\n")
+            else:
+                shown(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def parser() -> argparse.ArgumentParser:

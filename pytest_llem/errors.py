@@ -132,6 +132,10 @@ class InterruptedCycleError(WorkerError, category="interrupted"):
     """The cycle was stopped by the user or the system before it finished."""
 
 
+class LlemWarning(UserWarning):
+    """What a user should know and nothing ends by: pytest lists it, `llem` prints it as a note."""
+
+
 class StoreError(LlemError, category="store"):
     """A result file cannot be read or written."""
 

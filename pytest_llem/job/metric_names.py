@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.percentiles import least_values, written
-from pytest_llem.job.registered import load, registered, unusable
+from pytest_llem.job.registered import load, package, registered, unusable
 
 UNIT = r"1?/?[A-Za-z](?:[\w/*]*[A-Za-z])?"
 """A unit as a limit may have it: `J`, `1/s`, `/s`, `J*s`, `gCO2e/km`."""
@@ -312,6 +312,11 @@ def registered_metrics() -> Mapping[str, MetricName]:
     """
     points = registered(METRICS_GROUP, "metric", {*METRIC_NAMES, *COLUMNS})
     return {name: _checked(point, load(point, "metric")) for name, point in points.items()}
+
+
+def package_of(name: str) -> str:
+    """The package that adds a metric, with its version."""
+    return package(registered(METRICS_GROUP, "metric", ())[name])
 
 
 def _checked(point: EntryPoint, found: object) -> MetricName:

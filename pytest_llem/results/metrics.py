@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import cast
 
+from pytest_llem.errors import LlemWarning, visible
 from pytest_llem.job.metric_names import (
     JOULES_PER_CORRECT,
     JOULES_PER_GOOD,
@@ -23,6 +24,7 @@ from pytest_llem.job.metric_names import (
     MetricName,
     latency_percentile,
     metric_name,
+    package_of,
     percentile_name,
     percentile_of,
     registered_metrics,
@@ -159,8 +161,9 @@ def _guarded(entry: MetricName) -> Metric:
     def guarded(of: Getter, what: str) -> Getter:
         def value(result: Result) -> float | None:
             found, why = _evaluated(of, result)
-            if why != NOT_MEASURED:
-                _warn(f"the {what} {entry.name!r} of another package is left out: {why}")
+            if why != NOT_MEASURED and (named := (entry.name, what, why.partition(":")[0])) not in _TOLD:
+                _TOLD.add(named)
+                _warn(f"the {what} {entry.name!r} of {package_of(entry.name)} is left out: {why}", result)
             return found
 
         return value
@@ -169,11 +172,15 @@ def _guarded(entry: MetricName) -> Metric:
     return replace(given, of=guarded(given.of, "metric"), uncertainty=stated)
 
 
-@cache
-def _warn(text: str) -> None:
-    """Say it once; where warnings are errors, it is a result that counts, and not this."""
-    with suppress(UserWarning):
-        warnings.warn(text, stacklevel=4)
+_TOLD: set[tuple[str, str, str]] = set()
+"""What was said of metrics that fail: each kind of failure once, and not for every result."""
+
+
+def _warn(text: str, first: Result) -> None:
+    """Say it; where warnings are errors, it is a result that counts, and not this."""
+    of = f"run {first.run_id}, {first.study}, {first.experiment.id}, cycle {first.cycle}"
+    with suppress(LlemWarning):
+        warnings.warn(visible(f"{text} (first in {of})"), LlemWarning, stacklevel=4)
 
 
 def _evaluated(of: Getter, result: Result) -> tuple[float | None, str]:

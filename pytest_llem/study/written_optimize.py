@@ -22,6 +22,8 @@ SECTION = "optimize"
 EXAMPLE = "write optimize: {minimize: joules_per_output_token}"
 VERBS = {"minimize": False, "maximize": True}
 """The keys that name the metric, each with whether higher is better in it."""
+EITHER_WAY = frozenset({"cached_input_share"})
+"""Metrics of which much may be unwanted as well: a cache that users' prompts will not hit makes settings look good."""
 ORDER: Order = "shuffled"
 """The order of a race unless the study says another. Chosen: what drifts within a round meets no setting in each."""
 
@@ -84,7 +86,7 @@ def _budgets(data: JsonValue, report: Report) -> list[Budget]:
     for metric, limit in (data if isinstance(data, Mapping) else {}).items():
         try:
             budget = parse_budget(metric, limit)
-            if metric_name(metric).higher_is_better != (budget.op in (">=", ">")):
+            if metric not in EITHER_WAY and metric_name(metric).higher_is_better != (budget.op in (">=", ">")):
                 better, right = ("higher", ">=") if metric_name(metric).higher_is_better else ("lower", "<=")
                 text = f"of {metric} {better} is better, and {budget.op} would keep the best settings out"
                 raise SettingsError(text, fix=f'write "{right} {budget.limit:g}"')

@@ -14,6 +14,7 @@ from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, Sett
 from pytest_llem.job.files import slug
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.measurement import write_measurement
+from pytest_llem.job.metric_names import registered_metrics
 from pytest_llem.job.redaction import redact_arguments
 from pytest_llem.job.report import Note
 from pytest_llem.machine.leases import LeaseRequest
@@ -49,6 +50,7 @@ def attach(options: argparse.Namespace) -> int:
             told = f"--idle-s {options.idle_s:g}: not between 0 and {LONGEST_IDLE_S:,}"
             raise SettingsError(told, fix="write seconds, such as --idle-s 10; 0 measures no idle power")
         require_program(command)
+        registered_metrics()  # the summary needs them all: one that is broken is found before the command is run
         server, device = options.server, options.device
         asked = Asked(tuple(command), options.meter, options.idle_s, device, server, gpus)
         return _measured(asked, options.name or _name(command), options.out)

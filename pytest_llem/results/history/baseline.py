@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pytest_llem.errors import StoreError
+from pytest_llem.errors import LlemWarning, StoreError
 from pytest_llem.results.baselines import Baseline, BaselineExperiment, BaselineFile, BaselineLevel, BaselineRun
 from pytest_llem.results.history.files import read_history
 from pytest_llem.results.history.record import HistoryEntry
@@ -114,7 +114,7 @@ def open_history(reference: str, directory: Path) -> HistoryBaseline:
     history = read_history(directory)
     if history.problems:
         more = f" (and {len(history.problems) - 1} more)" if len(history.problems) > 1 else ""
-        warnings.warn(f"{reference}: {history.problems[0]}{more}", stacklevel=2)
+        warnings.warn(f"{reference}: {history.problems[0]}{more}", LlemWarning, stacklevel=2)
     baseline = HistoryBaseline(reference, {}, {}, history.entries)
     newest = {entry.run.study: entry.run.run_id for entry in history.entries}
     listed: dict[str, dict[str, BaselineExperiment]] = {study: {} for study in newest}

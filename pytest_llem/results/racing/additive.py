@@ -22,6 +22,9 @@ from pytest_llem.study.optimize import MIN_CYCLES, Optimize
 SHARE_OF_GRID = 0.1
 """Share of the whole grid's cycles that a race may come to where its axes allow. Chosen: what structure is for."""
 
+NOT_PREDICTED = frozenset({*SHARES, "cached_input_share"})
+"""Limited metrics that are known where they were measured alone: counts, and what is zero in good settings."""
+
 
 class Additive(Running):
     """A race between two rounds, in which effects add up."""
@@ -34,7 +37,7 @@ class Additive(Running):
         super().__init__(goal, fates)
         self._rows = dict(zip(fates, rows_of([setting.levels for setting in settings]), strict=True))
         self.figures = self._figures = PredictedFigures(self._rows, MIN_CYCLES)
-        predicted = [b for b in goal.subject_to if b.metric not in SHARES and b.limit > 0]
+        predicted = [b for b in goal.subject_to if b.metric not in NOT_PREDICTED and b.limit > 0]
         self._predicted = [PredictedKeeping(budget, self._rows) for budget in predicted]
         self.keeping = [*self._predicted, *(Keeping(b) for b in goal.subject_to if b not in predicted)]
         columns = len({column for row in self._rows.values() for column in row})
@@ -63,6 +66,10 @@ class Additive(Running):
     def _contradiction(self) -> str | None:
         models: dict[str, PredictedFigures | PredictedKeeping] = {self.goal.metric: self._figures}
         models |= {k.budget.metric: k for k in self._predicted}
+        for predicted in self._predicted:
+            if predicted.not_positive is not None:
+                named = predicted.budget.metric
+                return f"effects do not add up in {named}, which is not positive in {predicted.not_positive}"
         error = REFUSED * self.spent() / len(models)
         for metric, model in models.items():
             if model.sums.misfit(TOLERATED * self.goal.regret + model.own) < error:

@@ -193,17 +193,21 @@ class PredictedKeeping(Keeping):
         self.sums = Sums(rows)
         self._sign = 1 if budget.op in ("<=", "<") else -1
         self.own = 0.0
+        self.not_positive: str | None = None
+        """A setting with a value that is no logarithm: no sum of effects leads to it."""
         self._between = 0.0
         self._logarithmic = True
 
     def add(self, seen: Mapping[str, Seen]) -> None:
         """Take in a round."""
         metric = self.budget.metric
-        values = {
-            name: math.log(value)
+        known = {
+            name: value
             for name, cycle in seen.items()
-            if cycle.failed is None and (value := cycle.limited.get(metric)) is not None and value > 0
+            if cycle.failed is None and (value := cycle.limited.get(metric)) is not None
         }
+        self.not_positive = self.not_positive or next((name for name, value in known.items() if value <= 0), None)
+        values = {name: math.log(value) for name, value in known.items() if value > 0}
         self.sums.add(values)
         self.own = max([self.own, *(seen[name].limit_errors_rel.get(metric, 0.0) for name in values)])
         self._between = self.sums.between_rounds()

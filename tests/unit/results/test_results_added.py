@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pytest_llem.errors import SettingsError
+from pytest_llem.errors import LlemWarning, SettingsError
 from pytest_llem.job.metric_names import COLUMNS, METRIC_NAMES
-from pytest_llem.results import reading
+from pytest_llem.results import metrics, reading
 from pytest_llem.results.baselines import baseline_of
 from pytest_llem.results.exports import export
 from pytest_llem.results.gate_report import GateRow
@@ -128,12 +129,18 @@ def test_a_budget_needs_the_uncertainty_of_its_sensor(site: Site, cycles: list[O
 
 
 @pytest.mark.parametrize(("name", "why"), [("RAISES", "AttributeError: .*'gone'"), ("INFINITE", "it is inf")])
-def test_one_that_fails_costs_itself_alone(site: Site, cycles: list[Outcome], name: str, why: str) -> None:
+def test_one_that_fails_costs_itself_alone(
+    site: Site, cycles: list[Outcome], monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
     """A run of hours must not end without a summary because somebody's function raised."""
+    monkeypatch.setattr(metrics, "_TOLD", set())
     site.add("llem-twice", SOURCE, metrics=f"twice = llem_twice:{name}")
     known = {outcome.key: outcome for outcome in cycles}
-    with pytest.warns(UserWarning, match=f"metric 'twice' of another package is left out: .*{why}"):
+    with pytest.warns(LlemWarning) as told:
         row = next(summarise(known, known.get))
+    first = r"first in run run-\d+, study, batch_size:1, cycle 1"
+    (said,) = (str(each.message) for each in told)
+    assert re.fullmatch(rf"the metric 'twice' of llem-twice 1.0 is left out: .*{why}.* \({first}\)", said)
     assert "twice" not in row.metrics
     assert "energy_j" in row.metrics
     judged = budget(cycles)

@@ -20,6 +20,7 @@ from pytest_llem.results.manifest import current_manifest, run_state
 from pytest_llem.results.reading import load
 from pytest_llem.results.schema import Result
 from tests.engines.servers.scripted import Script, scripted
+from tests.installed import Site
 from tests.timed import on_a_clock
 
 WORK = "import time\nwhile time.process_time() < 0.6: pass\nprint('done')"
@@ -176,3 +177,29 @@ def test_a_secret_in_the_command_is_written_nowhere(tmp_path: Path) -> None:
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     written = [path for path in files if secret in str(path) or secret.encode() in path.read_bytes()]
     assert not written
+
+
+METRICS = """
+from pytest_llem import Metric
+
+FAILS = Metric("fails", "1", False, "What fails", False, of=lambda result: result.tokens.output / 2)
+"""
+
+
+def test_a_metric_of_another_package_that_fails_is_a_note_that_names_it(
+    tmp_path: Path, site: Site, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was a warning of Python's with a line of code, and a package that is broken failed a command that had run."""
+    site.add("llem-extras", METRICS, metrics="fails = llem_extras:FAILS")
+    out = tmp_path / "runs"
+    assert attached(out, "--idle-s", "0", "--", "true") == 0
+    (told,) = [line for line in capfd.readouterr().err.splitlines() if "fails" in line]
+    (run,) = run_directories(out)
+    assert told == (
+        "llem: note: the metric 'fails' of llem-extras 1.0 is left out: it raised TypeError: "
+        f"unsupported operand type(s) for /: 'NoneType' and 'int' (first in run {run.name}, attached, true, cycle 1)"
+    )
+    site.add("llem-extras", METRICS, metrics="fails = llem_extras:GONE")
+    assert attached(tmp_path / "none", "--", "sh", "-c", f"touch {tmp_path}/ran") == 125
+    assert "'fails' of llem-extras 1.0 cannot be used" in capfd.readouterr().err
+    assert not (tmp_path / "ran").exists()

@@ -52,6 +52,15 @@ def test_a_users_defaults_give_way_to_a_race(load: Load) -> None:
     assert execution.order == "shuffled"
 
 
+def test_what_a_cache_spares_may_be_limited_from_either_side(load: Load) -> None:
+    """Much of it is no merit where users' prompts will not hit the cache: a limit from above was refused."""
+    study = load(f"{SWEPT}optimize: {{minimize: energy_j, subject_to: {{cached_input_share: '<= 5%'}}}}\n")
+    assert study.optimize is not None
+    assert study.optimize.subject_to == (Budget("cached_input_share", "<=", 0.05),)
+    study = load(f"{SWEPT}optimize: {{minimize: energy_j, subject_to: {{cached_input_share: '>= 0.5'}}}}\n")
+    assert study.optimize is not None
+
+
 def test_a_race_changes_no_hash(load: Load) -> None:
     assert [each.config_hash for each in load(SWEPT + RACE).experiments] == [
         each.config_hash for each in load(SWEPT).experiments

@@ -123,6 +123,38 @@ def test_an_interaction_that_is_measured_is_refused() -> None:
     assert not any("add up" in (fate.reason or "") for fate in answer.fates.values())
 
 
+def test_what_is_zero_somewhere_is_no_sum_of_logarithms() -> None:
+    """A zero was passed over, and its setting predicted by others: the only one within the limit was beyond it."""
+    study = Measured(
+        lambda at: 1.0 + float(str(at["batch"])),
+        lambda at: 0.0 if (at["batch"], at["dtype"]) == (16, "a") else 0.3,
+        settings=settings_of(SMALLER),
+    )
+    answer = study.race(Optimize(COST, (Budget(LATENCY, "<=", 0.05),), assume="additive"))
+    assert answer.rests_on is None
+    assert answer.sentence.startswith(f"effects do not add up in {LATENCY}, which is not positive in 16-")
+    assert study.best(0.05) in answer.best
+
+
+def test_the_share_of_a_cache_is_known_where_it_was_measured_alone() -> None:
+    """It is zero in good cases: to predict it would end the declaration each time."""
+    share = {True: 0.3, False: 0.0}
+    study = Measured(sums(4), settings=settings_of(SMALLER))
+    limited = Budget("cached_input_share", "<=", 0.05)
+
+    def seen(name: str, cycle: int) -> Seen:
+        levels = next(each.levels for each in study.settings if each.id == name)
+        noise = random.Random(f"{name} {cycle}").gauss(0, 0.01)
+        return Seen(study.cost(levels) * math.exp(noise), {limited.metric: share[bool(levels["cache"])]})
+
+    answer = race(study.settings, seen, Optimize(COST, (limited,), assume="additive"), rounds=10)
+    assert answer.rests_on == "additive"
+    assert answer.recommended is not None
+    assert answer.recommended.endswith("-False")
+    kept = [each for each in study.settings if not each.levels["cache"]]
+    assert min(kept, key=lambda setting: study.cost(setting.levels)).id in answer.best
+
+
 def test_a_round_needs_what_the_race_then_asks_for() -> None:
     """Items are skipped by `needed`: a cycle that is asked for later and was skipped before could never be had."""
     study = Measured(sums(1), noise=0.03)
