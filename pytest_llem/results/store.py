@@ -53,7 +53,9 @@ class RunStore:
                 write_text(out / ".gitignore", "# Written by pytest-llem.\n*\n")
             run_dir.mkdir()
             (run_dir / LOCKS).mkdir()
-        except FileExistsError:
+        except FileExistsError as problem:
+            if not out.is_dir():
+                raise StoreError(f"{problem.filename}: not a directory", fix="name a folder for results") from None
             raise StoreError(f"{run_dir}: this run exists already", fix="give the run another id") from None
         except OSError as problem:
             raise StoreError(

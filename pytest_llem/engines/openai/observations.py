@@ -30,6 +30,9 @@ FIRST_REL = 0.05
 LARGEST = 2**53
 """Above it a float tells no two counts apart (IEEE 754): such a value is none."""
 
+STARTED = "process_start_time_seconds"
+"""What Prometheus' clients say of their process, where they do."""
+
 LATE_S = 0.05
 """From this on, a request that was sent after its time is worth a word."""
 
@@ -50,7 +53,8 @@ class Observations:
         """Begin a new period."""
         self._before = self._metrics()
         self._grown: dict[str, int | None] = {}
-        self._closed = False
+        self._closed = self.restarted = False
+        self.answered = True
         self._generated = self._failed = self._short = self._untimed = 0
         self._given_differs = self._given_fewer = self._gone_on = 0
         self._stops: dict[int, tuple[str, ...]] = {}
@@ -130,6 +134,7 @@ class Observations:
             statistics["latest_sent_after_due_s"] = self._lateness_s
         if self.has_metrics:
             after = self._metrics()
+            self.answered, self.restarted = bool(after), began_anew(self._before, after)
             self._grown = grown(self._before, after)
             statistics["server_counters"] = dict(self._grown)
             statistics |= {f"server_{name}_s": mean for name, mean in means(self._before, after).items()}
@@ -248,24 +253,33 @@ def gauge(metrics: Mapping[str, float], name: str) -> int | None:
     return None
 
 
+def began_anew(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Whether the server was started in between: one of its counters fell, or it says another time of its start."""
+    apis = server_apis().values()
+    counters = {name for api in apis for name in api.counters.values()}
+    counters |= {f"{name}_count" for api in apis for name in api.latencies.values()}
+    fell = any(after.get(name, 0.0) < before[name] for name in counters & before.keys())
+    return bool(after) and (fell or before.get(STARTED) != after.get(STARTED))
+
+
 def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int | None]:
-    """By how much each counter that the server has grew in between; one that fell (a restart) is `None`."""
+    """By how much each counter that the server has grew in between; all are `None` after a restart."""
     growth: dict[str, int | None] = {}
+    anew = began_anew(before, after)
     for api in server_apis().values():
         for name, theirs in api.counters.items():
             if theirs in before and theirs in after:
-                step = after[theirs] - before[theirs]
-                growth[name] = int(step) if step >= 0 else None
+                growth[name] = None if anew else int(after[theirs] - before[theirs])
     return growth
 
 
 def means(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Means of what each histogram of a server's latencies took in in between, in seconds; none of one that shrank.
+    """Means of what each histogram of a server's latencies took in in between, in seconds; none after a restart.
 
     Some servers have a histogram from its first value on, so that it begins at 0 where metrics were read and lack it.
     """
     found: dict[str, float] = {}
-    for api in server_apis().values() if before else ():
+    for api in server_apis().values() if before and not began_anew(before, after) else ():
         for name, theirs in api.latencies.items():
             edges = [[metrics.get(f"{theirs}_{part}", 0.0) for part in ("sum", "count")] for metrics in (before, after)]
             took_s, count = (late - early for early, late in zip(*edges, strict=True))

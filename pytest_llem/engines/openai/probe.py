@@ -156,6 +156,15 @@ def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts
     return ServerFacts(owner, version, served, loaded, None, longest, api.reset_path)
 
 
+def served_models(client: Client, settings: ClientSettings) -> list[str]:
+    """The models that a server lists, without other names of one, and without adapters (vLLM's `root` and `parent`)."""
+    found: dict[str, str] = {}
+    for entry in _models(_asked(client, settings.base_url + MODELS)):
+        if not entry.get("parent"):
+            found.setdefault(str(entry.get("root") or entry.get("id")), str(entry.get("id")))
+    return [*found.values()]
+
+
 def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found) -> None:
     """Send requests for one token until `bodies` are such that the server takes one. Raises `EngineError`."""
     text = "Light"

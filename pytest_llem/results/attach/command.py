@@ -33,6 +33,8 @@ INTERRUPTED = 130
 """What shells state after Ctrl-C: 128 + SIGINT."""
 WORDS = 3
 """Leading words of a command that name it. Chosen: `vllm bench serve` has three."""
+OPTIONS = (("device.kind: ", "--device "), ("device.kind", "--device"), ("device.gpus", "--gpus"), ("--llem-out", "-o"))
+"""What errors call settings of a study, and how they are written here."""
 LONGEST_IDLE_S = 86_400
 """Chosen: a day; whoever writes more, or `inf`, meant something else, and the command would never start."""
 
@@ -55,7 +57,10 @@ def attach(options: argparse.Namespace) -> int:
         asked = Asked(tuple(command), options.meter, options.idle_s, device, server, gpus)
         return _measured(asked, options.name or _name(command), options.out)
     except LlemError as error:
-        say(str(error))
+        told = str(error)
+        for theirs, ours in OPTIONS:
+            told = told.replace(theirs, ours)
+        say(told)
         return error.code if isinstance(error, NotRunError) else FAILED
     except KeyboardInterrupt:
         say("interrupted before the command was started")

@@ -116,7 +116,7 @@ def meter_command(
                     ended = run(
                         asked.command, mask, held.lease.descriptors, POLL_S, metering.power_w if polled else _nothing
                     )
-                counted = server.end() if server is not None else Counted()
+                counted = server.end(same_process=_still(found, asked.server)) if server is not None else Counted()
                 ran_s, worked_s = (clock.read_ns() - before_ns) / 1e9, (_machine_busy_s() or 0.0) - (busy_s or 0.0)
                 energy = metering.report(recorder)
                 share = max(0.0, 1 - ran_s / worked_s) if busy_s is not None and worked_s > 0 else None
@@ -126,7 +126,7 @@ def meter_command(
             metering.abandon()
             events.close()
     timing["cycle_s"] = time.monotonic() - started
-    invalid = []
+    invalid = [*counted.invalid]
     if ended.code:
         how = f"was ended by {ended.signal}" if ended.signal else f"ended with exit code {ended.code}"
         invalid.append(Note("command_failed", f"the command {how}: what it did may be another work"))
@@ -184,6 +184,15 @@ def _demand(asked: Asked) -> Demand:
         return demanded_devices(ExperimentConfig(model="", engine="openai", settings=given, device=device))
     kind, gpus = visible_of(asked.device)
     return Demand(kind, gpus, len(gpus)) if gpus else Demand.of_cpu()
+
+
+def _still(found: MeasuredServer, url: str | None) -> bool:
+    """Whether the process that was found at the server's port listens there; true where it is not known."""
+    pid = found.tree.pid if found.tree is not None else None
+    if pid is None:
+        return True
+    now = running_server(url or "").tree
+    return now.pid == pid if now is not None and now.pid is not None else Path(f"/proc/{pid}").exists()
 
 
 def _machine_busy_s() -> float | None:

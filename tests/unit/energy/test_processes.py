@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy.processes import containers_of
+from pytest_llem.energy.processes import containers_of, listening_pid
 from pytest_llem.energy.validity import DeviceEvidence, Evidence, check
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import Thresholds
@@ -63,3 +65,15 @@ def test_from_the_host_every_listing_is_judged(
     found = {note.code for note in check(evidence, (), Thresholds())}
 
     assert ("foreign_process" in found) is foreign
+
+
+def test_a_listener_that_closes_other_descriptors_meanwhile_is_found() -> None:
+    """One that was closed between the two looks hid the process: its energy was then that of nobody.
+
+    Here it is the descriptor by which this process lists its own.
+    """
+    below = os.open(os.devnull, os.O_RDONLY)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert listener.fileno() > below
+        os.close(below)
+        assert listening_pid(listener.getsockname()[1]) == os.getpid()

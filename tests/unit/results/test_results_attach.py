@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -203,3 +206,142 @@ def test_a_metric_of_another_package_that_fails_is_a_note_that_names_it(
     assert attached(tmp_path / "none", "--", "sh", "-c", f"touch {tmp_path}/ran") == 125
     assert "'fails' of llem-extras 1.0 cannot be used" in capfd.readouterr().err
     assert not (tmp_path / "ran").exists()
+
+
+def waits(tmp_path: Path, change: Callable[[], None]) -> tuple[list[str], threading.Thread]:
+    """A command that waits until `change` was made, and the thread that makes it once the command runs."""
+    flag = tmp_path / "started"
+
+    def later() -> None:
+        while not flag.exists():
+            time.sleep(0.01)
+        change()
+        flag.unlink()
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    script = f"import os,time\nopen({str(flag)!r},'w')\nwhile os.path.exists({str(flag)!r}): time.sleep(0.01)\n"
+    return [sys.executable, "-c", script], thread
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (COUNTS.format(1000, 500, 0), COUNTS.format(10, 700, 0)),
+        (f"{COUNTS.format(1000, 50, 0)}vllm:request_success_total 9\n", COUNTS.format(1400, 250, 0)),
+        (
+            f"{COUNTS.format(1000, 50, 0)}process_start_time_seconds 1.7e+09\n",
+            f"{COUNTS.format(1400, 250, 0)}process_start_time_seconds 1.8e+09\n",
+        ),
+    ],
+)
+def test_what_a_server_counted_before_and_after_a_restart_is_no_difference(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    """Each counter was taken for itself: one that had passed its old value had grown by a number, which was valid."""
+    with scripted(Script(models=VLLM, metrics=before)) as server:
+        command, thread = waits(tmp_path, lambda: setattr(server.script, "metrics", after))
+        assert attached(tmp_path / "runs", "--server", server.url, "--", *command) == 0
+        thread.join()
+    result = only_result(tmp_path / "runs")
+    assert [reason.code for reason in result.validity.reasons] == ["server_restarted"]
+    assert (result.tokens.output, result.tokens.input, result.engine.statistics) == (None, None, {})
+
+
+SERVER = """
+import http.server, json, sys
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        text = {"/metrics": sys.argv[2], "/v1/models": json.dumps({"data": [{"id": "m", "owned_by": "vllm"}]})}
+        body = text.get(self.path, "{}").encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    do_POST = do_GET
+    def log_message(self, *given):
+        pass
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+def test_another_process_at_the_port_is_another_server_whatever_it_counts(tmp_path: Path) -> None:
+    """Its energy was that of the first alone, and its counters, which had passed the old ones, were subtracted."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def start(generated: int) -> subprocess.Popen[bytes]:
+        said = COUNTS.format(generated, generated, 0)
+        process = subprocess.Popen([sys.executable, "-c", SERVER, str(port), said])
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                return process
+            time.sleep(0.02)
+        raise AssertionError("it does not listen")
+
+    running = [start(100)]
+
+    def again() -> None:
+        running[0].kill()
+        running[0].wait()
+        running.append(start(500))
+
+    try:
+        command, thread = waits(tmp_path, again)
+        assert attached(tmp_path / "runs", "--server", f"http://127.0.0.1:{port}", "--", *command) == 0
+        thread.join()
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+    result = only_result(tmp_path / "runs")
+    assert [reason.code for reason in result.validity.reasons] == ["server_restarted"]
+    assert result.tokens.output is None
+
+
+def test_tokens_that_are_not_known_in_the_end_are_said_to_be(tmp_path: Path) -> None:
+    """They were null without a word: of a server that hung, and of one whose metrics have other names."""
+    with scripted(Script(models=VLLM, metrics=COUNTS.format(10, 10, 0))) as server:
+        command, thread = waits(tmp_path, lambda: setattr(server.script, "metrics", None))
+        assert attached(tmp_path / "hung", "--server", server.url, "--", *command) == 0
+        thread.join()
+        server.script.metrics = "tgi_request_count 12\n"
+        assert attached(tmp_path / "other", "--server", server.url, "--", "true") == 0
+    for out, why in (("hung", "was not answered after"), ("other", "states no count of generated tokens")):
+        (note,) = [note for note in only_result(tmp_path / out).warnings if note.code == "server_not_counting"]
+        assert why in note.message
+
+
+def test_a_server_with_several_models_is_named_after_none(tmp_path: Path) -> None:
+    """The tokens of all were those of the first. Adapters, and other names of one model, are no other models."""
+    one = {"id": "llama", "owned_by": "vllm", "root": "/llama"}
+    others = [{**one, "id": "alias"}, {**one, "id": "adapter", "root": "/adapter", "parent": "llama"}]
+    with scripted(Script(models={"data": [one, *others]}, metrics=COUNTS.format(10, 10, 0))) as server:
+        assert attached(tmp_path / "one", "--server", server.url, "--", "true") == 0
+        server.script.models = {"data": [one, {**one, "id": "qwen", "root": "/qwen"}]}
+        assert attached(tmp_path / "two", "--server", server.url, "--", "true") == 0
+    first, second = only_result(tmp_path / "one"), only_result(tmp_path / "two")
+    assert first.experiment.config["model"] == "llama"
+    assert "several_models" not in {note.code for note in first.warnings}
+    assert (second.experiment.config["model"], second.engine.effective["model_path"]) == (None, None)
+    (note,) = [note for note in second.warnings if note.code == "several_models"]
+    assert "2 models (llama, qwen)" in note.message
+
+
+def test_errors_name_options_and_not_settings_of_studies(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert attached(tmp_path / "file", "--", "true") == 125
+    assert f"llem: {tmp_path / 'file'}: not a directory" in capfd.readouterr().err
+    assert attached(tmp_path / "runs", "--server", "http://me:secret@127.0.0.1:9", "--", "true") == 125
+    said = capfd.readouterr().err
+    assert "--server holds a user name" in said
+    assert "openai" not in said
+    assert attached(tmp_path / "runs", "--device", "cuda", "--", "true") == 125
+    said = capfd.readouterr().err
+    assert "or write --device cpu" in said
+    assert "device.kind" not in said
