@@ -123,7 +123,7 @@ def result_of(about: Circumstances, measurement: Measurement, work: KnownWork, s
         experiment=ExperimentSection(
             id=about.key.experiment_id, config_hash=about.key.config_hash, config=as_json(about.config)
         ),
-        cycle=1,
+        cycle=about.key.cycle,
         attempt=1,
         engine=EngineSection(
             name=engine.name,

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_llem.errors import JsonValue, StoreError
-from pytest_llem.job.files import parse_json
+from pytest_llem.job.files import open_regular, parse_json, reason
 from pytest_llem.job.measurement import RequestRecord
 from pytest_llem.job.report import Note
 from pytest_llem.results.attach.work import UNKNOWN_LATENCY
-from pytest_llem.results.performance_schema import Latency
+from pytest_llem.results.performance_schema import Distribution, Latency
 
 Clock = Literal["realtime", "monotonic"]
 
@@ -28,6 +28,12 @@ FIX = "name what `vllm bench serve --save-result`, GuideLLM (JSON) or AIPerf (JS
 
 LARGEST = 2.0**63
 """More than any count, and than nanoseconds of the day until the year 2262."""
+
+FIRST_NS = 10**18
+"""The time of day in September 2001: what states ns, or is taken to, and lies before it has another unit."""
+
+LATE_NS = 1_000_000
+"""Chosen: far above the rounding of a tool's times, and far below a request."""
 
 LARGEST_BYTES = 2 << 30
 """Chosen: a detailed file of a million requests; a larger one would not fit into memory."""
@@ -66,6 +72,27 @@ class Benchmark:
         """Raise `StoreError` for times that cannot be: each of them would have a plausible rate, or energy."""
         if not 0 < self.duration_s * NS < LARGEST:
             raise source.refused(f"{self.name}: it would have taken {self.duration_s:g} s")
+        if not self.succeeded and (self.output_tokens or not self.failed):
+            raise source.refused(
+                f"{self.name}: {self.output_tokens or 0} tokens, and no request that succeeded or failed"
+            )
+        if self.clock == "realtime" and (self.start_ns or 0) < FIRST_NS:
+            raise source.refused(f"{self.name}: its times are no times of day, or not in the unit that its tool has")
+        for short, known in vars(self.latency).items():
+            if isinstance(known, Distribution) and any((value or 0) < 0 for value in known.statistics.values()):
+                raise source.refused(f"{self.name}: {short} would be negative")
+        good = [each for each in self.requests or () if each.error is None]
+        if self.requests is not None and len(good) != self.succeeded:
+            raise source.refused(f"{self.name}: it counts {self.succeeded} requests, and lists {len(good)}")
+        if self.requests is not None and self.output_tokens not in (
+            None,
+            summed([each.output_tokens for each in good]),
+        ):
+            raise source.refused(f"{self.name}: its requests do not add up to its {self.output_tokens} tokens")
+        if good and self.start_ns is not None and self.end_ns is not None:
+            early_ns = self.start_ns - min(each.start_ns for each in good)
+            if max(early_ns, max(each.end_ns for each in good) - self.end_ns) > LATE_NS:
+                raise source.refused(f"{self.name}: a request lies outside of its time")
         for each in self.requests or ():
             first_ns, pieces = each.first_token_ns, [*(each.chunk_times_ns or ())]
             in_order = each.start_ns <= (each.start_ns if first_ns is None else first_ns) <= each.end_ns
@@ -87,10 +114,11 @@ class BenchmarkFile:
         try:
             if path.stat().st_size > LARGEST_BYTES:
                 raise StoreError(f"{path}: larger than {LARGEST_BYTES >> 30} GiB", fix="import a summary, or a part")
-            content = path.read_bytes()
-            return cls(path, hashlib.sha256(content).hexdigest(), content.decode())
+            with open_regular(path) as stream:
+                content = stream.read()
+            return cls(path, hashlib.sha256(content).hexdigest(), content.decode("utf-8-sig"))
         except (OSError, UnicodeDecodeError) as problem:
-            raise StoreError(f"{path}: {problem}", fix="name the JSON or JSONL file of a benchmark") from None
+            raise StoreError(f"{path}: {reason(problem)}", fix="name the JSON or JSONL file of a benchmark") from None
 
     def object(self) -> Mapping[str, Any]:
         """Its one JSON object. Raises `StoreError` where it is none."""
@@ -103,8 +131,10 @@ class BenchmarkFile:
         return found
 
     def lines(self) -> Iterator[Mapping[str, Any]]:
-        """The JSON object of each line."""
+        """The JSON object of each line that is not blank."""
         for position, line in enumerate(self.text.splitlines(), 1):
+            if not line.strip():
+                continue
             try:
                 found = parse_json(line, f"{self.path}:{position}", finite=False)
             except ValueError as problem:

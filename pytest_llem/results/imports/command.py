@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from pytest_llem.errors import JsonValue, SettingsError
@@ -28,6 +29,7 @@ from pytest_llem.results.attach.work import Circumstances, KnownWork, result_of
 from pytest_llem.results.imports import aiperf, guidellm, vllm_bench
 from pytest_llem.results.imports.benchmark import Benchmark, BenchmarkFile
 from pytest_llem.results.imports.joined import AttachedRun, failures, join
+from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.requests_table import requests_table, write_parquet
 from pytest_llem.results.sections.performance import latency
 from pytest_llem.results.terminal import show
@@ -46,8 +48,7 @@ def import_results(options: argparse.Namespace) -> int:
     beside = AttachedRun.of(options.power) if options.power is not None else None
     joined = [join(each, beside) if beside is not None else (_unmeasured(), each.requests or ()) for each in found]
     configs = [_config(each) for each in found]
-    names = [options.name or each.name for each in found]
-    keys = [key_of(STUDY, name, config) for name, config in zip(names, configs, strict=True)]
+    keys = _keys([options.name or each.name for each in found], configs)
     words = ["llem", "import", str(options.file), *(() if beside is None else ("--power", str(options.power)))]
     environment = {} if beside is None else cast("dict[str, JsonValue]", beside.result.environment.host)
     recording = Recording(options.out, keys, words, environment=environment)
@@ -76,6 +77,22 @@ def import_results(options: argparse.Namespace) -> int:
     recording.finish()
     show(f"{recording.store.run_dir}")
     return 0
+
+
+def _keys(names: Sequence[str], configs: Sequence[dict[str, JsonValue]]) -> list[CycleKey]:
+    """A key for each: those of one configuration are its cycles, several under one name get numbers."""
+    found = [key_of(STUDY, name, config) for name, config in zip(names, configs, strict=True)]
+    hashes: dict[str, list[str]] = {}
+    for key in found:
+        if key.config_hash not in hashes.setdefault(key.experiment_id, []):
+            hashes[key.experiment_id].append(key.config_hash)
+    keys: list[CycleKey] = []
+    for key in found:
+        alike = hashes[key.experiment_id]
+        name = key.experiment_id + (f"-{alike.index(key.config_hash) + 1}" if len(alike) > 1 else "")
+        cycle = 1 + sum(each.config_hash == key.config_hash and each.experiment_id == name for each in keys)
+        keys.append(replace(key, experiment_id=name, cycle=cycle))
+    return keys
 
 
 def read(source: BenchmarkFile) -> list[Benchmark]:

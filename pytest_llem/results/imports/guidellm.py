@@ -12,7 +12,17 @@ from typing import Any
 
 from pytest_llem.job.measurement import RequestRecord
 from pytest_llem.job.report import Note
-from pytest_llem.results.imports.benchmark import NS, Benchmark, BenchmarkFile, count, mapping, number, plain
+from pytest_llem.results.imports.benchmark import (
+    NS,
+    Benchmark,
+    BenchmarkFile,
+    count,
+    mapping,
+    number,
+    plain,
+    summed,
+    text,
+)
 
 LOADS = {
     "synchronous": "concurrency",
@@ -22,6 +32,8 @@ LOADS = {
     "poisson": "poisson",
 }
 """Its strategies under this project's names of loads."""
+ROUNDING = 1e-9
+"""Chosen: what adding a million floats up may miss by (IEEE 754), and far less than a token of a million."""
 
 
 def is_it(data: Mapping[str, Any]) -> bool:
@@ -31,21 +43,22 @@ def is_it(data: Mapping[str, Any]) -> bool:
 
 def benchmarks(source: BenchmarkFile, data: Mapping[str, Any]) -> list[Benchmark]:
     """One for each of the file, in its order."""
-    version = str(mapping(data["metadata"])["guidellm_version"])
+    version = text(mapping(data["metadata"])["guidellm_version"])
     found = [_benchmark(source, mapping(one), position, version) for position, one in enumerate(data["benchmarks"])]
     if not found:
         raise source.refused("it holds no benchmark")
     return found
 
 
-def _benchmark(source: BenchmarkFile, data: Mapping[str, Any], position: int, version: str) -> Benchmark:
+def _benchmark(source: BenchmarkFile, data: Mapping[str, Any], position: int, version: str | None) -> Benchmark:
     times, metrics = mapping(data.get("scheduler_metrics")), mapping(data.get("metrics"))
     config = mapping(data.get("config"))
     strategy, backend = mapping(config.get("strategy")), mapping(config.get("backend"))
     started, ended = number(times.get("measure_start_time")), number(times.get("measure_end_time"))
     totals = mapping(metrics.get("request_totals"))
     succeeded = count(totals.get("successful"))
-    if started is None or ended is None or ended <= started or succeeded is None:
+    unsuccessful = [count(totals.get(name, 0)) for name in ("errored", "incomplete")]
+    if started is None or ended is None or ended <= started or succeeded is None or None in unsuccessful:
         raise source.refused(f"benchmark {position + 1}: no times of its measurement, or no count of requests")
     if number(data.get("warmup_duration")) or number(data.get("cooldown_duration")):
         fix = "let it run without them (--warmup, --cooldown): requests across their edges have tokens on both sides"
@@ -54,8 +67,8 @@ def _benchmark(source: BenchmarkFile, data: Mapping[str, Any], position: int, ve
     requests = _requests(source, listed if isinstance(listed, list) else [])
     notes = []
     if len(requests) != succeeded:
-        text = f"the file has {len(requests)} of {succeeded} requests: latencies are not known, nor all of their times"
-        notes.append(Note("requests_not_listed", text))
+        why = f"the file has {len(requests)} of {succeeded} requests: latencies are not known, nor all of their times"
+        notes.append(Note("requests_not_listed", why))
     whole = requests if requests and len(requests) == succeeded else None
     kind = str(strategy.get("type_") or "unknown")
     figures = {
@@ -72,10 +85,10 @@ def _benchmark(source: BenchmarkFile, data: Mapping[str, Any], position: int, ve
         clock="realtime",
         start_ns=int(started * NS),
         end_ns=int(ended * NS),
-        input_tokens=_sum(metrics, "prompt_token_count"),
-        output_tokens=_sum(metrics, "output_token_count"),
+        input_tokens=_sum(source, metrics, "prompt_token_count"),
+        output_tokens=_sum(source, metrics, "output_token_count"),
         succeeded=succeeded,
-        failed=(count(totals.get("errored")) or 0) + (count(totals.get("incomplete")) or 0),
+        failed=summed(unsuccessful) or 0,
         load_shape=LOADS.get(kind, "unknown"),
         requests=whole,
         settings=plain({f"strategy.{name}": value for name, value in strategy.items()}),
@@ -84,9 +97,14 @@ def _benchmark(source: BenchmarkFile, data: Mapping[str, Any], position: int, ve
     )
 
 
-def _sum(metrics: Mapping[str, Any], name: str) -> int | None:
-    """Over all successful requests, also those that are not listed."""
-    return count(mapping(mapping(metrics.get(name)).get("successful")).get("total_sum"))
+def _sum(source: BenchmarkFile, metrics: Mapping[str, Any], name: str) -> int | None:
+    """Over all successful requests, also those that are not listed; it adds floats up, which may miss by a rounding."""
+    stated = number(mapping(mapping(metrics.get(name)).get("successful")).get("total_sum"))
+    if stated is None:
+        return None
+    if stated < 0 or abs(stated - round(stated)) > ROUNDING * max(1.0, stated):
+        raise source.refused(f"{name}.successful.total_sum {stated:g} is no count")
+    return round(stated)
 
 
 def _requests(source: BenchmarkFile, listed: Sequence[Any]) -> tuple[RequestRecord, ...]:

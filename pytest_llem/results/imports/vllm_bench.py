@@ -13,12 +13,11 @@ from typing import Any
 
 from pytest_llem.job.measurement import RequestRecord
 from pytest_llem.job.percentiles import least_values
-from pytest_llem.results.imports.benchmark import NS, Benchmark, BenchmarkFile, count, number, plain, summed, text
+from pytest_llem.results.imports.benchmark import NS, Benchmark, BenchmarkFile, count, number, plain, text
 from pytest_llem.results.performance_schema import Distribution, Latency
 
 DETAILS = ("input_lens", "output_lens", "start_times", "ttfts", "itls", "errors")
-LATE_S = 0.001
-"""Chosen: far above the rounding of its times, and far below a request."""
+COUNTS = ("completed", "failed", "total_input_tokens", "total_output_tokens")
 SETTINGS = ("request_rate", "burstiness", "max_concurrency", "num_prompts", "backend", "label")
 
 
@@ -35,13 +34,13 @@ def benchmarks(source: BenchmarkFile, data: Mapping[str, Any]) -> list[Benchmark
     if not duration_s or succeeded is None or "total_output_tokens" not in data:
         raise source.refused("no duration, or no count of what was generated, in it")
     requests = _requests(source, data)
+    for name in COUNTS:
+        if data.get(name) is not None and count(data[name]) is None:
+            raise source.refused(f"{name} {data[name]!r} is no count")
     failed = count(data.get("failed"))
     if failed is None:  # older versions do not state it
         failed = max(0, (count(data.get("num_prompts")) or succeeded) - succeeded)
     end_ns = None if requests is None else max((each.end_ns for each in requests), default=None)
-    begun = [each.start_ns for each in requests or () if each.error is None]
-    if end_ns is not None and begun and end_ns - min(begun) > (duration_s + LATE_S) * NS:
-        raise source.refused("its requests took longer than its duration")
     taken = {*SETTINGS, *DETAILS, "duration", "completed", "failed", "total_input_tokens", "total_output_tokens"}
     return [
         Benchmark(
@@ -99,8 +98,6 @@ def _requests(source: BenchmarkFile, data: Mapping[str, Any]) -> tuple[RequestRe
                 sent_ns=start_ns,
             )
         )
-    if summed([each.output_tokens for each in records]) != data.get("total_output_tokens"):
-        raise source.refused("its requests do not add up to total_output_tokens")
     return tuple(records)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_guidellms_time_per_output_token_is_not_taken_for_this_projects(tmp_path
     assert tpot.mean == pytest.approx(of_requests / 1e3, rel=1e-4)
     assert tpot.mean < said["metrics"]["time_per_output_token_ms"]["successful"]["mean"] / 1e3 / 2
     assert (result.tokens.output, result.experiment.config["model"]) == (192, "test")
+    assert result.tokens.input == 183  # which it states as 182.99999999999997
     assert result.runner.facts["imported"]["version"] == "0.8.1"  # type: ignore[index,call-overload]
 
 
@@ -118,6 +120,22 @@ def test_failed_requests_make_a_benchmark_invalid_and_are_in_no_latency(tmp_path
     assert (result.latency.ttft_s.n, result.workload.failed_requests) == (11, 1)
 
 
+SUMMARY = {
+    name: value for name, value in read(VLLM).items() if not isinstance(value, list)
+}  # without its single requests
+
+
+def changed(file: Path, *place: Any) -> str:
+    """GuideLLM's file with another value at a place in its benchmark."""
+    data = read(file)
+    inner = data["benchmarks"][0]
+    *path, last, value = place
+    for step in path:
+        inner = inner[step]
+    inner[last] = value
+    return json.dumps(data)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -136,6 +154,22 @@ def test_failed_requests_make_a_benchmark_invalid_and_are_in_no_latency(tmp_path
         ("l.json", json.dumps({**read(VLLM), "completed": 10**400})),
         ("m.json", json.dumps({**read(VLLM), "itls": 7})),
         ("n.json", json.dumps({**read(VLLM), "ttfts": [-1.0] * 12})),
+        ("o.json", json.dumps({**read(VLLM), "completed": 3})),
+        ("p.json", json.dumps({**SUMMARY, "total_output_tokens": -5})),
+        ("q.json", json.dumps({**SUMMARY, "total_output_tokens": "192"})),
+        ("r.json", json.dumps({**SUMMARY, "completed": 0})),
+        ("s.json", json.dumps({**SUMMARY, "failed": -1})),
+        ("t.json", json.dumps({**SUMMARY, "mean_ttft_ms": -4.0})),
+        ("u.json", changed(GUIDELLM, "metrics", "output_token_count", "successful", "total_sum", -3)),
+        ("v.json", changed(GUIDELLM, "metrics", "request_totals", "errored", None)),
+        ("w.json", changed(GUIDELLM, "requests", "successful", 0, "output_tokens", 900)),
+        ("x.json", changed(GUIDELLM, "requests", "successful", 0, "info", "timings", "request_start", 1796036118.0)),
+        (
+            "profile_export.jsonl",
+            (AIPERF / "profile_export.jsonl")
+            .read_text()
+            .replace('"request_start_ns": 179603', '"request_start_ns": ', 1),
+        ),
         ("profile_export.jsonl", (AIPERF / "profile_export.jsonl").read_text().replace('"value":', '"value":-', 3)),
     ],
 )
@@ -144,6 +178,24 @@ def test_what_is_no_result_of_a_known_tool_is_refused(tmp_path: Path, name: str,
     (tmp_path / name).write_text(text)
     assert main(["import", str(tmp_path / name), "-o", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_is_no_file_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was waited for without end."""
+    os.mkfifo(tmp_path / "bench.json")
+    assert main(["import", str(tmp_path / "bench.json"), "-o", str(tmp_path / "out")]) == 2
+    assert "bench.json: not a regular file" in capsys.readouterr().err
+
+
+def test_benchmarks_of_one_configuration_are_its_cycles_and_others_get_numbers(tmp_path: Path) -> None:
+    """vLLM appends each run to one file: all but the last of each configuration were overwritten."""
+    lines = [SUMMARY, {**SUMMARY, "request_rate": 5.0}, {**SUMMARY, "total_output_tokens": 180}]
+    file = tmp_path / "bench.jsonl"
+    file.write_text("\N{BYTE ORDER MARK}" + "".join(json.dumps(line) + "\n" for line in lines) + "\n")
+    assert main(["import", str(file), "-o", str(tmp_path / "out")]) == 0
+    results = load(run_directories(tmp_path / "out")[0])
+    found = sorted((each.experiment.id, each.cycle, each.tokens.output) for each in results)
+    assert found == [("vllm-bench-serve-1", 1, 192), ("vllm-bench-serve-1", 2, 180), ("vllm-bench-serve-2", 1, 192)]
 
 
 def test_a_summary_beside_records_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -209,7 +261,7 @@ def test_energy_is_that_of_the_benchmarks_own_time_and_nothing_else_is_joined(
         assert not out.exists()
 
     start = read(file)["start_times"][0]
-    refused({"start_times": [start + 10_000.0]}, "cannot be tied")  # another boot
+    refused({"start_times": [start + 10_000.0]}, "cannot be tied")  # another boot, of a machine that may be young
     date = datetime.strptime(read(file)["date"], "%Y%m%d-%H%M%S").timestamp() + 300
     later = datetime.fromtimestamp(date).strftime("%Y%m%d-%H%M%S")
     refused({"start_times": [start + 300], "date": later}, "and llem attach measured from")
