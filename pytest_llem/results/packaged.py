@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.errors import StoreError
+from pytest_llem.job.files import open_regular, reason
 from pytest_llem.job.wire import read_versioned
 from pytest_llem.results.layout import STUDIES, registration_file, study_in_package
 from pytest_llem.results.manifest import Manifest, manifests_at, read_manifest
@@ -19,6 +20,12 @@ from pytest_llem.results.registration import read_registration
 
 PLANS = "data/runs"
 """The directory with each run's manifest: what was planned, and what became of it."""
+SUMS = "SHA256SUMS"
+"""The file with the digest of each other one."""
+JUDGED = ("data/results/", f"{PLANS}/", f"{STUDIES}/")
+"""What a reproduction reads; tables, figures and texts may be reworded."""
+SHOWN = 3
+"""Files that an error names. Chosen: the tool that it names lists all."""
 INPUTS_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
 CHUNK = 1 << 20
@@ -59,6 +66,31 @@ class AsRegistered:
     sha256: str
     checked: bool
     deviations: tuple[str, ...]
+
+
+def require_as_published(package: Path) -> None:
+    """Raise `StoreError` where results, plans or studies of a package are not those that its sums are of."""
+    sums = package / SUMS
+    if not sums.is_file():
+        return
+    try:
+        listed = [line.partition("  ") for line in sums.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as problem:
+        raise StoreError(f"{sums}: {reason(problem)}", fix="fetch the package again") from None
+    wrong = []
+    for digest, _, name in listed:
+        if name.startswith(JUDGED) and ".." not in Path(name).parts:
+            try:
+                if file_sha256(package / name) != digest:
+                    wrong.append(f"{name} was changed")
+            except OSError as problem:
+                wrong.append(f"{name}: {reason(problem)}")
+    if wrong:
+        more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise StoreError(
+            f"{package}: is not as it was published: {', '.join(wrong[:SHOWN])}{more}",
+            fix=f"fetch it again (sha256sum -c {SUMS}); a study of your own is named with --study, out of a copy",
+        )
 
 
 def manifests_in(package: Path) -> list[Manifest]:
@@ -116,7 +148,7 @@ def needed(package: Path, study: str) -> Iterator[str]:
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, however large it is."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -39,6 +39,8 @@ def preregister(options: argparse.Namespace) -> int:
         raise SettingsError(
             "--rule is missing", fix='state what decides: --rule "B is adopted if its J/token is lower"'
         )
+    if path.is_dir():
+        raise SettingsError(f"{path}: is a folder", fix="name the file with -o")
     if path.exists():
         raise SettingsError(
             f"{path}: there is a registration already",
@@ -130,7 +132,8 @@ def _check(registered: Registration, runs: Sequence[Path]) -> int:
     manifests = [manifest for run in runs for manifest in manifests_at(run)]
     pairs = [(each, plan) for each in manifests for plan in each.studies if plan.name == registered.study]
     if not pairs:
-        raise StoreError(f"no run of the study {registered.study!r} there", fix="name a run's directory")
+        fix = "name a run's directory; of a package that was published, `llem reproduce PACKAGE --check` says it"
+        raise StoreError(f"no run of the study {registered.study!r} there", fix=fix)
     show(f"rule of {registered.registered_at}: {registered.rule}")
     whole = True
     for manifest, plan in pairs:

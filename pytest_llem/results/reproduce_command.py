@@ -27,7 +27,7 @@ from pytest_llem.results.comparability import POWER_LIMIT, flat_settings
 from pytest_llem.results.layout import run_directories, study_in_package
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import Metric, metric
-from pytest_llem.results.packaged import AsRegistered, as_registered, manifests_in, needed
+from pytest_llem.results.packaged import AsRegistered, as_registered, manifests_in, needed, require_as_published
 from pytest_llem.results.preregister import verdict
 from pytest_llem.results.reading import Results, load
 from pytest_llem.results.reproduction import Figure, Reproduction, ReproductionStatus, judge_reproduction, overall
@@ -73,6 +73,8 @@ def reproduce(options: argparse.Namespace) -> int:
     if not 0 < options.margin < 1:
         raise SettingsError(f"--margin {options.margin:g}: not between 0 and 1", fix="use --margin 0.05 for 5 %")
     named = [metric(name) for name in options.metric]
+    _words(options.pytest)
+    require_as_published(options.package)
     there = load(options.package).valid
     names, file = _chosen(options, sorted({result.study for result in there}))
     there = there.where(lambda each: each.study in names)
@@ -203,12 +205,20 @@ def measured(options: argparse.Namespace, plans: Mapping[str, StudyPlan | None],
     studies = [file] if file else [_study(options.package, name, plan, options.out) for name, plan in plans.items()]
     runs = options.out / "runs"
     command = [sys.executable, "-m", "pytest", *(f"--llem-study={study}" for study in studies)]
-    command += [f"--llem-out={runs}", "--llem-resume", "-k", "test_experiment", *shlex.split(options.pytest)]
+    command += [f"--llem-out={runs}", "--llem-resume", "-k", "test_experiment", *_words(options.pytest)]
     said_to = sys.stderr if options.format == "json" else None  # what is printed here is the record alone
     code = subprocess.run(command, check=False, stdout=said_to).returncode
     if code not in (0, 1):
         raise SettingsError(f"pytest ended with exit code {code}", fix="see what it says above")
     return run_directories(runs)[0]
+
+
+def _words(options: str) -> list[str]:
+    try:
+        return shlex.split(options)
+    except ValueError as problem:
+        fix = "quote it as a shell wants it: --pytest='-k \"a and b\"'"
+        raise SettingsError(f"--pytest {options}: {problem}", fix=fix) from None
 
 
 def _plan(package: Path, study: str) -> StudyPlan | None:

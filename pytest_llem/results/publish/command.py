@@ -13,8 +13,10 @@ from pathlib import Path
 
 from pytest_llem.errors import WriteError
 from pytest_llem.job.files import write_bytes, writing
+from pytest_llem.results.layout import study_in_package
+from pytest_llem.results.packaged import SUMS
 from pytest_llem.results.publish.latex import document, escaped
-from pytest_llem.results.publish.package import RESULTS, SUMS, Author, data, metadata
+from pytest_llem.results.publish.package import CRATE, RESULTS, Author, data, metadata
 from pytest_llem.results.publish.prose import limitations, methods, prose_as_latex, prose_as_markdown
 from pytest_llem.results.publish.scan import hosts, refuse
 from pytest_llem.results.publish.tables import tables
@@ -37,6 +39,9 @@ def publish(options: argparse.Namespace) -> int:
         files[f"figures/{CAPTIONS}"] = captions(figures).encode()
         files["figures/figures.tex"] = _in_latex(figures).encode()
     files |= data(content, with_inputs=not options.without_data_sets)
+    for study in content.axes:
+        if study_in_package(study) not in files:
+            show(f"no text of the study {study}, which no run.json here has: `llem reproduce` will ask for its file")
     valid = content.results.valid
     days = sorted((each.measured_to or each.created_at)[:10] for each in valid)
     text = (
@@ -59,22 +64,31 @@ def publish(options: argparse.Namespace) -> int:
 
 def written(out: Path, files: Mapping[str, bytes]) -> list[Path]:
     """Write the files in place of those of the last time. `WriteError` where one of those was changed since."""
+    another = "name another folder with -o"
+    if out.exists() and not out.is_dir():
+        raise WriteError(f"{out}: is not a folder", fix=another)
     sums = out / SUMS
     before = {}
     if sums.exists():
-        before = {name: digest for digest, _, name in (line.partition("  ") for line in sums.read_text().splitlines())}
+        listed = (line.partition("  ") for line in sums.read_text(errors="replace").splitlines())
+        before = {name: digest for digest, _, name in listed}
+        if not before.keys() >= {CRATE, *(name for name in files if name.endswith(".md") and "/" not in name)}:
+            raise WriteError(f"{sums}: is of other files than llem publish writes", fix=another)
     for name in sorted({*before, *files} - {SUMS}):
         file = out / name
         if not file.is_relative_to(out) or ".." in Path(name).parts or not file.exists():
             continue
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         if digest != before.get(name) and file.read_bytes() != files.get(name):
-            fix = "move it away, or name another folder with -o"
+            fix = f"move it away, or {another}"
             raise WriteError(f"{file}: is not as it was published, and would be lost", fix=fix)
-    for name, content in files.items():
-        with writing(out / name):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(out / name, content)
+    try:
+        for name, content in files.items():
+            with writing(out / name):
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(out / name, content)
+    except WriteError as problem:
+        raise WriteError(problem.message, fix=f"make room, or {another}") from None
     for name in before:
         if name not in files and ".." not in Path(name).parts and not Path(name).is_absolute():
             (out / name).unlink(missing_ok=True)

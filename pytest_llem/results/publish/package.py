@@ -25,13 +25,13 @@ from pytest_llem.job.files import open_regular, slug
 from pytest_llem.job.job import JobDir
 from pytest_llem.results.exports.requests import OF_RESULT, export
 from pytest_llem.results.layout import RESULT, CycleKey
+from pytest_llem.results.packaged import SUMS
 from pytest_llem.results.publish.scan import without_hosts
 from pytest_llem.results.publish.studies import directory_of, from_study, json_file, study_files
 from pytest_llem.results.reading import Results, measurement_id
 from pytest_llem.results.report.content import Content
 from pytest_llem.results.schema import Result
 
-SUMS = "SHA256SUMS"
 RESULTS = "data/results"
 """Where the results lie as `load` reads them, so that verbs which take results take a package."""
 CRATE = "ro-crate-metadata.json"
@@ -62,12 +62,20 @@ class Author:
     def of(cls, text: str) -> Author:
         """From `Family, Given`, with `; ORCID` behind it or without; a name without a comma is a group's."""
         name, _, orcid = (part.strip() for part in text.partition(";"))
-        if not name:
+        if not all(part.strip() for part in name.split(",", 1)):
             raise SettingsError(f"--author {text!r}: no name", fix=AUTHOR)
         orcid = orcid.removeprefix("https://orcid.org/")
-        if orcid and not re.fullmatch(r"(?:\d{4}-){3}\d{3}[\dX]", orcid):
+        if orcid and not (re.fullmatch(r"(?:\d{4}-){3}\d{3}[\dX]", orcid) and _is_orcid(orcid.replace("-", ""))):
             raise SettingsError(f"--author {text!r}: {orcid!r} is no ORCID", fix=AUTHOR)
         return cls(name, orcid or None)
+
+
+def _is_orcid(digits: str) -> bool:
+    """Whether the last digit is that of the others (ISO/IEC 7064, MOD 11-2): a mistyped one is somebody else's."""
+    total = 0
+    for digit in digits[:-1]:
+        total = (total + int(digit)) * 2
+    return "0123456789X"[(12 - total % 11) % 11] == digits[-1]
 
 
 def data(content: Content, *, with_inputs: bool = True) -> dict[str, bytes]:

@@ -19,7 +19,11 @@ from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.redaction import hidden, redact
 from pytest_llem.results.report.content import Content
 
-HOME = re.compile(r"(?<![\w.])(?:/(?:home|Users)/[^/\s\"'<>:,;|]+|/root(?=/)|[A-Za-z]:\\+Users\\+[^\\\s\"'<>:,;|]+)")
+HOME = re.compile(
+    r"(?<![\w.])(?:"
+    r"(?:(?<!/)(?:/(?:var|export|mnt|net|nfs|cluster|gpfs|lustre|scratch|storage|data)\d*){1,2})?"
+    r"/(?:home|Users)\d*/[^/\s\"'<>:,;|]+|/root(?=/)|[A-Za-z]:\\+Users\\+[^\\\s\"'<>:,;|]+)"
+)
 NO_HOSTS = ("localhost", "localhost.localdomain", "127.0.0.1", "0.0.0.0", "::1")
 WITHHELD = frozenset({"hostname", "address", "executable", "repository"})
 """Facts of a machine and a runner that name hosts or people's directories, and tell nothing of a joule."""
@@ -94,7 +98,8 @@ def refuse(files: Mapping[str, bytes], names: Collection[str], allowed: Collecti
 
 
 def _texts(name: str, data: bytes) -> Iterator[tuple[str, str]]:
-    """Each text of a file with its place; of a Parquet file each distinct one, at its first row."""
+    """Each text of a file with its place, its name first; of a Parquet file each distinct one, at its first row."""
+    yield "its name", name
     if name.endswith(".pdf"):
         return
     if not name.endswith(".parquet"):

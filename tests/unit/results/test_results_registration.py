@@ -106,6 +106,8 @@ def test_a_registration_is_written_once_and_an_edit_is_seen(study: Path, capsys:
     assert kept.files[0].text == STUDY
     assert main(["preregister", str(study), "--rule", "another"]) == 2
     assert "there is a registration already" in capsys.readouterr().err
+    assert main(["preregister", str(study), "--rule", "x", "-o", str(study.parent)]) == 2
+    assert f"{study.parent}: is a folder" in capsys.readouterr().err
     assert registration_of(study) == replace(kept, files=())
     path.write_text(json.dumps({**json.loads(path.read_text()), "rule": "whatever came out"}))
     with pytest.raises(StoreError, match="was changed after it was registered"):

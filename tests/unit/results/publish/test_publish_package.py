@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,9 @@ def test_authors_are_those_who_were_named_and_no_citation_is_made_up(paper: Path
         with pytest.raises(SettingsError, match=why):
             Author.of(wrong)
     assert main(["publish", str(run), "-o", str(tmp_path), "--license", "see the web"]) == 2
+    for author in (", ", "Doe,", "Doe, Jane; 0000-0002-1825-0079", "Doe, Jane; 1234"):
+        assert main(["publish", str(run), "-o", str(tmp_path / "no"), "--author", author]) == 2
+    assert not (tmp_path / "no").exists()
 
 
 def test_what_a_user_wrote_stays_and_what_is_no_longer_made_goes(
@@ -114,6 +118,7 @@ def test_what_a_user_wrote_stays_and_what_is_no_longer_made_goes(
     """Publishing again would have overwritten a methods section that was reworded."""
     publish = ["publish", str(run), "-o", str(tmp_path)]
     assert main([*publish, "--table", "energy_j", "--table", "avg_power_w"]) == 0
+    assert "no text of the study sizes_50%, which no run.json here has" in capsys.readouterr().out
     (tmp_path / "paper.tex").write_text("mine")
     assert main(publish) == 0
     assert "tables/sizes_50-1.tex" not in files_of(tmp_path)
@@ -122,6 +127,50 @@ def test_what_a_user_wrote_stays_and_what_is_no_longer_made_goes(
     assert "methods.md: is not as it was published" in capsys.readouterr().err
     assert (tmp_path / "methods.md").read_text() == "reworded"
     assert (tmp_path / "paper.tex").read_text() == "mine"
+
+
+def test_a_folder_with_sums_of_other_files_is_left_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a user's own SHA256SUMS listed was removed as what is no longer made."""
+    (tmp_path / "disk.iso").write_bytes(b"mine")
+    sums = f"{hashlib.sha256(b'mine').hexdigest()}  disk.iso\n"
+    (tmp_path / "SHA256SUMS").write_text(sums)
+    assert main(["publish", str(run), "-o", str(tmp_path)]) == 2
+    assert "SHA256SUMS: is of other files than llem publish writes" in capsys.readouterr().err
+    assert files_of(tmp_path) == {"disk.iso", "SHA256SUMS"}
+    assert main(["publish", str(run), "-o", str(tmp_path / "disk.iso")]) == 2
+    said = capsys.readouterr().err
+    assert "disk.iso: is not a folder\nfix: name another folder with -o" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), [(b"{}", "result.json was changed"), (None, "result.json: No such file or directory")]
+)
+def test_a_package_that_is_not_as_it_was_published_is_not_reproduced(
+    paper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: bytes | None, said: str
+) -> None:
+    """Edited figures were judged as the original's."""
+    package = tmp_path / "päper of 2026"
+    shutil.copytree(paper, package)
+    (package / "methods.md").write_text("reworded")
+    assert main(["reproduce", str(package), "--check"]) == 0
+    file = sorted((package / "data" / "results").rglob("result.json"))[0]
+    file.unlink()
+    if changed is not None:
+        file.write_bytes(changed)
+    assert main(["reproduce", str(package), "--check"]) == 2
+    told = capsys.readouterr().err
+    assert "is not as it was published: data/results/" in told
+    assert said in told
+
+
+def test_options_of_pytest_that_no_shell_would_take_are_an_error(
+    paper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were a traceback, after all else had been read."""
+    assert main(["reproduce", str(paper), "--pytest", "-k 'a"]) == 2
+    assert "--pytest -k 'a: No closing quotation" in capsys.readouterr().err
 
 
 def test_a_home_in_the_results_stops_it_before_anything_is_written(
@@ -143,7 +192,9 @@ def test_secrets_and_hosts_are_found_wherever_they_stand() -> None:
     files = {
         "data/a.parquet": stream.getvalue(),
         "b.yaml": b"key: 1\ntoken: hf_abcdefgh12345678901234567890abcdefg\nhttps://example.org/home/alice\n",
-        "c.md": b"node171, anode17 and a-node17 are other names",
+        "c.md": b"node171, anode17 and a-node17 are other names; /opt/app/home/page is no home, nor http://lab/data/home/x",
+        "tables/on-node17.md": b"",
+        "d.yaml": b"data: /var/home/bob/a\nmore: /mnt/data2/home/carol/b\n",
     }
     with pytest.raises(StoreError) as caught:
         refuse(files, {"node17"}, [])
@@ -151,4 +202,7 @@ def test_secrets_and_hosts_are_found_wherever_they_stand() -> None:
     assert "b.yaml: line 2: a secret" in str(caught.value)
     assert "alice" not in str(caught.value), "a path of a URL"
     assert "c.md" not in str(caught.value)
+    assert "tables/on-node17.md: its name: a host's name, node17" not in str(caught.value), "a word of another name"
+    assert "d.yaml: line 1: a home's path, /var/home/bob" in str(caught.value)
+    assert "d.yaml: line 2: a home's path, /mnt/data2/home/carol" in str(caught.value)
     refuse({"c.md": files["c.md"], "data/a.parquet": files["data/a.parquet"]}, {"node17"}, ["node17"])
