@@ -22,8 +22,6 @@ PLANS = "data/runs"
 """The directory with each run's manifest: what was planned, and what became of it."""
 SUMS = "SHA256SUMS"
 """The file with the digest of each other one."""
-JUDGED = ("data/results/", f"{PLANS}/", f"{STUDIES}/")
-"""What a reproduction reads; tables, figures and texts may be reworded."""
 SHOWN = 3
 """Files that an error names. Chosen: the tool that it names lists all."""
 INPUTS_VERSION = 1
@@ -68,8 +66,8 @@ class AsRegistered:
     deviations: tuple[str, ...]
 
 
-def require_as_published(package: Path) -> None:
-    """Raise `StoreError` where results, plans or studies of a package are not those that its sums are of."""
+def require_as_published(package: Path, *folders: str) -> None:
+    """Raise `StoreError` where files in these folders of a package are not those that its sums are of."""
     sums = package / SUMS
     if not sums.is_file():
         return
@@ -79,7 +77,7 @@ def require_as_published(package: Path) -> None:
         raise StoreError(f"{sums}: {reason(problem)}", fix="fetch the package again") from None
     wrong = []
     for digest, _, name in listed:
-        if name.startswith(JUDGED) and ".." not in Path(name).parts:
+        if name.startswith(tuple(f"{folder}/" for folder in folders)) and ".." not in Path(name).parts:
             try:
                 if file_sha256(package / name) != digest:
                     wrong.append(f"{name} was changed")
@@ -89,7 +87,7 @@ def require_as_published(package: Path) -> None:
         more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise StoreError(
             f"{package}: is not as it was published: {', '.join(wrong[:SHOWN])}{more}",
-            fix=f"fetch it again (sha256sum -c {SUMS}); a study of your own is named with --study, out of a copy",
+            fix=f"fetch it again (in it, sha256sum -c {SUMS} lists all); name a study of yours with --study FILE",
         )
 
 

@@ -24,7 +24,7 @@ from pytest_llem.job.redaction import REDACTED
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.environment import changes, gather
 from pytest_llem.results.comparability import POWER_LIMIT, flat_settings
-from pytest_llem.results.layout import run_directories, study_in_package
+from pytest_llem.results.layout import STUDIES, run_directories, study_in_package
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.packaged import AsRegistered, as_registered, manifests_in, needed, require_as_published
@@ -74,9 +74,11 @@ def reproduce(options: argparse.Namespace) -> int:
         raise SettingsError(f"--margin {options.margin:g}: not between 0 and 1", fix="use --margin 0.05 for 5 %")
     named = [metric(name) for name in options.metric]
     _words(options.pytest)
-    require_as_published(options.package)
+    require_as_published(options.package, "data")
     there = load(options.package).valid
     names, file = _chosen(options, sorted({result.study for result in there}))
+    if file is None:
+        require_as_published(options.package, STUDIES)
     there = there.where(lambda each: each.study in names)
     plans = {name: _plan(options.package, name) for name in names}
     differs = machine_differences(there)

@@ -63,5 +63,9 @@ def test_another_laboratorys_study_is_measured_here(
     assert (told["registered"][0]["deviations"], told["registered"][0]["checked"]) == ([], True)
     study = pytester.path / "paper" / "studies" / "study.yaml"
     study.write_text(f"{study.read_text()}# key: ***\n")
+    assert main(["reproduce", "paper", "--check"]) == 2
+    assert "studies/study.yaml was changed" in capsys.readouterr().err
+    assert main(["reproduce", "paper", "--check", "--study", str(study)]) == 0
+    (study.parents[1] / "SHA256SUMS").unlink()  # as if it had been published so
     assert main(["reproduce", "paper", "--out", "again"]) == 2
     assert "study.yaml: has *** where secrets were" in capsys.readouterr().err
