@@ -19,6 +19,8 @@ Match = Literal["config", "id"]
 _BUDGET = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%?)\s*\Z")
 SHARES = {SLO_MET_SHARE: "requests", ACCURACY: "answers"}
 """Metrics from 0 to 1 that count something, and so may change by points: hundredths of all."""
+PARTS = {**SHARES, "cached_input_share": "prompt tokens"}
+"""Metrics from 0 to 1, each with what it is a part of."""
 POINTS = ("point", "points")
 _CHANGE = re.compile(rf"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|{UNIT})\s*\Z")
 
@@ -84,10 +86,10 @@ def parse_budget(metric: str, text: object) -> Budget:
         raise SettingsError(f"{metric}: {text!r} is not a budget", fix=fix)
     op: Operator = match.group(1)  # type: ignore[assignment]
     limit = of_percent(match.group(2)) if match.group(3) else float(match.group(2))
-    if metric in SHARES and not 0 < limit <= 1:
+    if metric in PARTS and (not 0 <= limit <= 1 or (metric in SHARES and limit == 0)):
         percent = limit if 1 < limit <= 100 else 99
         fix = f'write percent: "{op} {percent:g}%"'
-        raise SettingsError(f"{metric}: {text!r} is no share of {SHARES[metric]}", fix=fix)
+        raise SettingsError(f"{metric}: {text!r} is no share of {PARTS[metric]}", fix=fix)
     return Budget(metric, op, limit)
 
 

@@ -59,6 +59,8 @@ def test_what_a_cache_spares_may_be_limited_from_either_side(load: Load) -> None
     assert study.optimize.subject_to == (Budget("cached_input_share", "<=", 0.05),)
     study = load(f"{SWEPT}optimize: {{minimize: energy_j, subject_to: {{cached_input_share: '>= 0.5'}}}}\n")
     assert study.optimize is not None
+    with pytest.raises(StudyError, match=r"'<= 5' is no share of prompt tokens .*write percent: \"<= 5%\""):
+        load(f"{SWEPT}optimize: {{minimize: energy_j, subject_to: {{cached_input_share: '<= 5'}}}}\n")
 
 
 def test_a_race_changes_no_hash(load: Load) -> None:
