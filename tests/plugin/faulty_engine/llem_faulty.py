@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
@@ -28,6 +29,9 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.errors import JsonValue, ModelNotFoundError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
+
+# Imported before its workers are forked: most of a cycle is else the import of our own modules.
+INFO = EngineInfo(name="faulty", engine="llem_faulty:FaultyEngine", preload=("llem_faulty",))
 
 
 class Letters:
