@@ -122,8 +122,8 @@ def pinned(device: DeviceSettings) -> Iterator[None]:
         return
     before = os.sched_getaffinity(0)
     policy = _mempolicy() if device.numa_node is not None and _many_nodes() else None
-    _confine(cpus, device.numa_node)
     try:
+        _confine(cpus, device.numa_node)
         yield
     finally:
         os.sched_setaffinity(0, before)

@@ -105,6 +105,21 @@ def test_what_is_started_meanwhile_is_pinned_and_this_thread_afterwards_is_not()
     assert os.sched_getaffinity(0) == before
 
 
+def test_this_thread_is_free_again_where_memory_cannot_be_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that forbids set_mempolicy: every later experiment that names no CPUs would run on these."""
+    before = os.sched_getaffinity(0)
+    monkeypatch.setattr(pinning, "MEMPOLICY_CALLS", {})
+    monkeypatch.setattr(pinning, "_many_nodes", lambda: True)
+    with (
+        pytest.raises(DeviceError, match="memory cannot be bound"),
+        pinned(DeviceSettings(cpus=str(FIRST), numa_node=0)),
+    ):
+        pass
+    after = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before)
+    assert after == before
+
+
 def test_memory_is_bound_to_a_node_and_the_policy_can_be_put_back() -> None:
     """A policy that stays is that of every server of the next experiment."""
     seen: list[object] = []
