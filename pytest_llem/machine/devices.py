@@ -77,6 +77,8 @@ def visible_gpus() -> tuple[str, ...]:
             visible.append(matches[0])
         else:
             raise _no_such_gpu(f"CUDA_VISIBLE_DEVICES={chosen}", name, gpus)
+    if len(set(visible)) < len(visible):
+        raise DeviceError(f"CUDA_VISIBLE_DEVICES={chosen} names a GPU twice", fix="name each once")
     return tuple(visible)
 
 

@@ -113,6 +113,16 @@ def test_a_name_that_fits_no_gpu_is_an_error_that_lists_them(
     assert four[0] in str(caught.value.fix)
 
 
+@pytest.mark.parametrize("chosen", ["0,0", "2,1,GPU-00000000-0000-0000-0000-000000000002"])
+def test_a_gpu_that_is_named_twice_is_an_error(
+    four: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    """It would count as two, and an experiment on two wait a day for the one that it holds itself."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    with pytest.raises(DeviceError, match=f"{chosen} names a GPU twice"):
+        devices.visible_gpus()
+
+
 def test_a_part_of_a_gpu_keeps_its_name(four: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
     assert devices.visible_devices(config()) == DeviceSet("cuda", ("MIG-1234",))
