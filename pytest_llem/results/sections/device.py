@@ -122,8 +122,16 @@ def derive_device(job: Job, measurement: Measurement, samples: Path) -> DeviceSe
 
 
 def device_reasons(device: DeviceSection) -> Iterator[Note]:
-    """Why a cycle whose GPUs were not set as the study asks may not be used, with what was asked and what was read."""
+    """Why a cycle whose GPUs were not set as the study asks, or set meanwhile, may not be used, with what was read."""
     for gpu in device.gpus:
+        limits = " and ".join(map(_written, gpu.power_limits_w))
+        ours = any(setting.name == "power_limit_w" for setting in gpu.settings)
+        if not ours and max(gpu.power_limits_w, default=0.0) - min(gpu.power_limits_w, default=0.0) > LIMIT_W:
+            yield Note(
+                "power_limit_changed",
+                f"{gpu.id}: limits of {limits} W were in force while measured: find out what sets them "
+                "(`nvidia-smi -q -d POWER`)",
+            )
         for setting in gpu.settings:
             if setting.held or (setting.held is None and setting.requested == DEFAULT and setting.name in CLOCKS):
                 continue  # to a clock of the board's own there is nothing to hold it
@@ -132,7 +140,6 @@ def device_reasons(device: DeviceSection) -> Iterator[Note]:
                 why = "too little was read of it while measured (readings are half a second apart)"
                 yield Note("setting_not_verified", f"{asked}, and {why}: measure longer, with the meter nvml")
             elif setting.name == "power_limit_w":
-                limits = " and ".join(_written(limit) for limit in gpu.power_limits_w)
                 seen = f"a limit of {limits} in force and {_written(setting.observed)} drawn in the mean"
                 yield Note("power_limit_not_applied", f"{asked}, {seen} while measured")
             elif setting.name == "power_profile":

@@ -32,7 +32,13 @@ from tests.unit.results.conftest import REPORT, Bench, S
 GPU = "GPU-1"
 KEY = CycleKey("study", "power_limit_w:400", "0123456789abcdef", 1)
 IDLE, POWER_CAP, THERMAL = 0x1, 0x4, 0x20
-CODES = {"clock_not_held", "power_limit_not_applied", "power_profile_not_active", "setting_not_verified"}
+CODES = {
+    "clock_not_held",
+    "power_limit_changed",
+    "power_limit_not_applied",
+    "power_profile_not_active",
+    "setting_not_verified",
+}
 
 
 @dataclass
@@ -271,6 +277,18 @@ def test_the_limit_of_the_cycle_is_the_condition_and_not_that_of_the_run_s_begin
     result = judge(Board(), power_limit_w=400)
     assert result.environment.host["gpus"] == [{"uuid": GPU, "name": "H100", "power_limit_w": 400.0}]
     assert result.environment.comparable["gpu0_power_limit_w"] == 400
+
+
+@pytest.mark.parametrize(("later_w", "codes"), [(300.0, ["power_limit_changed"]), (699.5, [])])
+def test_a_cycle_under_two_limits_that_somebody_else_set_has_the_joules_of_neither(
+    judge: Judge, later_w: float, codes: list[str]
+) -> None:
+    """It would be valid, and compare with cycles under the lower limit."""
+    result = judge(Board(limit_w=lambda seconds: 700.0 if seconds < 2 else later_w))
+    found = reasons(result)
+    assert [code for code, _ in found] == codes
+    assert all("700 and 300" in message for _, message in found)
+    assert result.validity.valid == (not codes)
 
 
 def test_what_a_limit_is_set_to_is_reused_whatever_stood_there_before(judge: Judge) -> None:
