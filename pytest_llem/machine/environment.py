@@ -95,8 +95,9 @@ def identity(
     `image` is the container image's digest where it is known, else its name; `meter` is the meter that was asked
     for; `inputs` is what is known of local files and of the hub's cache (`input_facts`); `power_limit` is what the
     experiment sets on its GPUs, whatever stood there when the environment was gathered. From the environment:
-    the CPU's model, count and governor, each GPU's UUID, driver, power limit, ECC and MIG mode, and the versions of the
-    engine's packages when it runs in that machine's Python (`local`, and `ray` without an image).
+    the CPU's model, count and governor, each GPU's UUID, driver, power limit, ECC and MIG mode; and when the engine
+    runs in that machine's Python (`local`, and `ray` without an image), the versions of its packages and, on the CPU,
+    how many CPUs it was left.
     """
     packages = environment.get("packages")
     cpu = environment.get("cpu")
@@ -117,8 +118,11 @@ def identity(
             facts.update({f"gpu{position}_{fact}": gpu.get(fact) for fact in GPU_IDENTITY})
             if power_limit is not None:
                 facts[f"gpu{position}_power_limit_w"] = power_limit
-    if (runner == "local" or (runner == "ray" and image is None)) and isinstance(packages, Mapping):
+    in_this_python = runner == "local" or (runner == "ray" and image is None)
+    if in_this_python and isinstance(packages, Mapping):
         facts.update({f"package_{name}": packages.get(name) for name in engine_info(engine).packages})
+    if in_this_python and device_kind == "cpu" and isinstance(cpu, Mapping) and "usable_cores" in cpu:
+        facts["cpu_usable_cores"] = cpu["usable_cores"]
     return facts
 
 

@@ -67,7 +67,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "device_count": len(result.runner.device_ids),
         "device_models": _sorted({str(gpu.get("name")) for gpu in gpus}),
         DEVICE_IDS: _sorted(result.runner.device_ids),
-        "cpus": _pinned(result, "cpus"),
+        "cpus": _cpus(result),
         "numa_node": _pinned(result, "numa_node"),
         POWER_LIMIT: _sorted({str(gpu.get("power_limit_w")) for gpu in gpus}),
         "driver_major": next((str(gpu.get("driver")).split(".")[0] for gpu in gpus), None),
@@ -170,7 +170,7 @@ def differences(
         if name == CALIBRATION and baseline.get(DEVICE_IDS) != current.get(DEVICE_IDS):
             continue  # other boards have other calibrations: their gains decide
         if name != DEVICE_IDS:
-            absent = "none" if name in ("cache", "cpus", "numa_node", *SCORED_ONLY) else "unknown"
+            absent = {"cpus": "all"}.get(name, "none" if name in ("cache", "numa_node", *SCORED_ONLY) else "unknown")
             sides = short_hashes(" -> ".join(_shown(value, absent) for value in (before, now)))
             if name in SCORED_ONLY:
                 sides = f"{sides} (save the baseline again, or allow: [{name}])"
@@ -277,6 +277,19 @@ def _pinned(result: Result, name: str) -> str | None:
     """What an experiment on the CPU is pinned to."""
     device = result.experiment.config.get("device")
     return _text(device.get(name)) if isinstance(device, Mapping) else None
+
+
+def _cpus(result: Result) -> str | None:
+    """The CPUs of an experiment on the CPU: those it is pinned to, else how many it was left where that is not all."""
+    cpu = result.environment.host.get("cpu")
+    there = cpu.get("logical_cores") if isinstance(cpu, Mapping) else None
+    allowed = result.environment.worker.get("cpus_allowed")
+    settings = result.experiment.config.get("settings")
+    runs_already = isinstance(settings, Mapping) and settings.get("base_url") is not None
+    pinned = _pinned(result, "cpus") or _pinned(result, "numa_node")
+    if pinned or result.runner.device_kind != "cpu" or runs_already or allowed is None or there in (None, allowed):
+        return _pinned(result, "cpus")
+    return f"{allowed} of {there}"
 
 
 def _slo(result: Result) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import DeviceSettings
 from pytest_llem.job.job import MeterSettings
 from pytest_llem.job.measurement import CpuEnergy
 from pytest_llem.results.attempts import get_or_measure
@@ -41,6 +42,21 @@ def test_the_hosts_energy_is_shared_where_other_cycles_may_run(
 
     assert result.energy.host is not None
     assert result.energy.host.shared is shared
+
+
+@pytest.mark.parametrize(
+    ("allowed", "pinned", "stated"), [(8, None, None), (2, None, "2 of 8"), (2, "0-1", "0-1"), (None, None, None)]
+)
+def test_an_experiment_that_is_left_fewer_cpus_than_there_are_compares_with_its_like_alone(
+    bench: Bench, key: CycleKey, allowed: int | None, pinned: str | None, stated: str | None
+) -> None:
+    """Under `taskset` or a cpuset it would fail a gate as a regression."""
+    job = bench.job(key)
+    job = replace(job, config=replace(job.config, device=DeviceSettings(cpus=pinned)))
+    measurement = replace(bench.measurement(), environment={"cpus_allowed": allowed})
+    host: dict[str, JsonValue] = {"cpu": {"model": "X", "logical_cores": 8}}
+    result = derive_result(job, measurement, REPORT, study=key.study, environment=host)
+    assert conditions(result)["cpus"] == stated
 
 
 @pytest.fixture

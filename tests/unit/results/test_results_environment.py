@@ -19,13 +19,15 @@ HOST: dict[str, JsonValue] = {
 }
 
 
-def facts(host: dict[str, JsonValue], runner: str = "local", image: str | None = None) -> dict[str, JsonValue]:
+def facts(
+    host: dict[str, JsonValue], runner: str = "local", image: str | None = None, kind: str = "cuda"
+) -> dict[str, JsonValue]:
     return identity(
         host,
         engine="transformers",
         runner=runner,
         image=image,
-        device_kind="cuda",
+        device_kind=kind,
         device_count=1,
         meter="auto",
         inputs={},
@@ -67,6 +69,16 @@ def test_the_packages_of_this_python_say_nothing_about_a_container() -> None:
     changed: dict[str, JsonValue] = {**HOST, "packages": {"torch": "9.9"}}
     assert facts(changed, "docker", "sha256:1") == facts(HOST, "docker", "sha256:1")
     assert facts(HOST, "docker", "sha256:1") != facts(HOST, "docker", "sha256:2")
+
+
+def test_a_result_on_fewer_cpus_is_not_reused_on_all() -> None:
+    """`taskset -c 0 pytest` and `pytest --llem-resume` would make one mean of two machines."""
+    eight: dict[str, JsonValue] = {"model": "X", "logical_cores": 8, "governor": "performance", "usable_cores": 8}
+    all_of_them, one = ({**HOST, "cpu": {**eight, "usable_cores": usable}} for usable in (8, 1))
+    assert changes(facts(all_of_them, kind="cpu"), facts(one, kind="cpu")) == ["cpu_usable_cores: 8 -> 1"]
+    assert facts(all_of_them) == facts(one), "of a GPU it is the host's"
+    image = ("docker", "sha256:1")
+    assert facts(all_of_them, *image, kind="cpu") == facts(one, *image, kind="cpu"), "a container has all"
 
 
 @pytest.mark.parametrize(
