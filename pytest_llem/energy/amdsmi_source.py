@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from math import inf
 
-from pytest_llem.energy import amd_devices
+from pytest_llem.energy import amdsmi_devices
 from pytest_llem.energy.processes import listing
 from pytest_llem.energy.readings import GpuFacts, Sample, SampleWriter, SensorError, Source
 
@@ -33,7 +33,7 @@ RETRY_NS = 1_000_000_000
 class AmdSource(Source):
     """One AMD GPU. Quantities without a sensor are left out; an error is written, and the device is tried again."""
 
-    def __init__(self, gpu: amd_devices.AmdGpu, owners: Sequence[int]) -> None:
+    def __init__(self, gpu: amdsmi_devices.AmdGpu, owners: Sequence[int]) -> None:
         self._gpu = gpu
         self._amdsmi = gpu.smi
         self._uuid = gpu.uuid
@@ -90,7 +90,7 @@ class ListedSource(Source):
     known_until_ns = inf
     counted = False
 
-    def __init__(self, gpu: amd_devices.AmdGpu, owners: Sequence[int]) -> None:
+    def __init__(self, gpu: amdsmi_devices.AmdGpu, owners: Sequence[int]) -> None:
         self._gpu = gpu
         self._owners = owners
 
@@ -111,12 +111,12 @@ def open_gpus(
     leased, the processes of all others are listed too: HIP may have numbered its GPUs otherwise than `amdsmi` says.
     Raises `SensorError` where one cannot open.
     """
-    smi = amd_devices.library()
+    smi = amdsmi_devices.library()
     try:
         smi.amdsmi_init()
-        gpus = {gpu.uuid: gpu for gpu in amd_devices.found(smi)}
+        gpus = {gpu.uuid: gpu for gpu in amdsmi_devices.found(smi)}
     except smi.AmdSmiException as problem:
-        raise SensorError(f"amdsmi: {problem}", amd_devices.REMEDY) from None
+        raise SensorError(f"amdsmi: {problem}", amdsmi_devices.REMEDY) from None
     held = [] if follow_pid is None else [uuid for uuid, gpu in gpus.items() if gpu.holds(follow_pid)]
     leased = held or list(uuids) or list(gpus)
     missing = [uuid for uuid in leased if uuid not in gpus]
@@ -131,7 +131,7 @@ def open_gpus(
     return opened
 
 
-def _facts(gpu: amd_devices.AmdGpu, *, leased: bool) -> GpuFacts:
+def _facts(gpu: amdsmi_devices.AmdGpu, *, leased: bool) -> GpuFacts:
     """What the meter needs to know of a GPU, with its memory in use now."""
-    module = any(name in gpu.name for name in amd_devices.MODULES)
+    module = any(name in gpu.name for name in amdsmi_devices.MODULES)
     return GpuFacts(gpu.uuid, gpu.name, gpu.driver, module=module, memory_used_bytes=gpu.used_bytes, leased=leased)

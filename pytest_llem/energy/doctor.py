@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pynvml
 
-from pytest_llem.energy import amd_devices, calibration, nvml_devices, rapl_meter, rapl_source
+from pytest_llem.energy import amdsmi_devices, calibration, nvml_devices, rapl_meter, rapl_source
 from pytest_llem.energy.cpu_estimate_meter import thread_power
 from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.energy.registry import obstacles
@@ -128,27 +128,27 @@ def _state(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
 
 def _amd_gpus() -> Iterator[Finding]:
     try:
-        smi = amd_devices.library()
-    except amd_devices.UNLOADABLE:
+        smi = amdsmi_devices.library()
+    except amdsmi_devices.UNLOADABLE:
         return  # said of the meter
     try:
-        with amd_devices.all_gpus() as gpus:
+        with amdsmi_devices.all_gpus() as gpus:
             for gpu in gpus:
                 yield from _amd_state(gpu)
     except smi.AmdSmiException as problem:
-        if amd_devices.no_driver(smi, problem):
+        if amdsmi_devices.no_driver(smi, problem):
             yield Finding("absent", "amdsmi", f"no AMD GPU: {problem}")
         else:
-            yield Finding("problem", "amdsmi", f"amdsmi: {problem}", amd_devices.REMEDY)
+            yield Finding("problem", "amdsmi", f"amdsmi: {problem}", amdsmi_devices.REMEDY)
 
 
-def _amd_state(gpu: amd_devices.AmdGpu) -> Iterator[Finding]:
+def _amd_state(gpu: amdsmi_devices.AmdGpu) -> Iterator[Finding]:
     cap = "" if gpu.power_cap_w is None else f", power cap {gpu.power_cap_w:g} W"
     place = "" if gpu.hip_index is None else f", HIP's number {gpu.hip_index}"
     yield Finding("ok", gpu.uuid, f"{gpu.name}, driver {gpu.driver}{cap}{place}; not verified on hardware")
     if gpu.shared is not None:
         text = f"{gpu.shared}, which share one energy counter: it cannot be leased"
-        yield Finding("warn", gpu.uuid, text, amd_devices.MAKE_WHOLE)
+        yield Finding("warn", gpu.uuid, text, amdsmi_devices.MAKE_WHOLE)
     elif gpu.hip_index is None:
         text = "amdsmi does not tell HIP's number of it: it cannot be leased"
         yield Finding("warn", gpu.uuid, text, "update ROCm and amdsmi (6.4 or later)")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pynvml
 
-from pytest_llem.energy import amd_devices, calibration, nvml_devices, rapl_source, validity
+from pytest_llem.energy import amdsmi_devices, calibration, nvml_devices, rapl_source, validity
 from pytest_llem.energy import rapl_meter as rapl
 from pytest_llem.energy.attribution import Attribution, attribute
 from pytest_llem.energy.calibration import Calibration
@@ -281,8 +281,8 @@ class AmdSmiMeter(SampledGpuMeter):
         if missing is not None:
             return missing
         try:
-            amd_devices.library()
-        except amd_devices.UNLOADABLE as problem:
+            amdsmi_devices.library()
+        except amdsmi_devices.UNLOADABLE as problem:
             return MeterError(
                 f"amdsmi cannot load libamd_smi.so ({problem})", fix="install ROCm's amd-smi-lib (`/opt/rocm/lib`)"
             )

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import pynvml
 
-from pytest_llem.energy import amd_devices
+from pytest_llem.energy import amdsmi_devices
 from pytest_llem.energy.attribution import leased_gpus, server_elsewhere
 from pytest_llem.energy.protocol import (
     BOARD_GAIN_UNCERTAINTY_REL,
@@ -147,8 +147,8 @@ def _uuid(gpu: Any) -> str | None:
     """The UUID of one of Zeus's NVIDIA or AMD GPUs; `None` for another maker's, which cannot be leased."""
     with suppress(pynvml.NVMLError, AttributeError, TypeError, ctypes.ArgumentError):
         return str(pynvml.nvmlDeviceGetUUID(gpu.handle))
-    with suppress(*amd_devices.UNLOADABLE):
-        smi = amd_devices.library()
+    with suppress(*amdsmi_devices.UNLOADABLE):
+        smi = amdsmi_devices.library()
         with suppress(smi.AmdSmiException):
             return str(smi.amdsmi_get_gpu_device_uuid(gpu.handle))
     return None

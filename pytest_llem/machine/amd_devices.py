@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from pytest_llem.energy import amd_devices
+from pytest_llem.energy import amdsmi_devices
 from pytest_llem.errors import DeviceError
 
 HIP, CUDA, ROCR = "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
@@ -38,17 +38,17 @@ class Names(NamedTuple):
 def gpus() -> tuple[Names, ...]:
     """The machine's AMD GPUs in HIP's order, none without `amdsmi` or a driver; `DeviceError` if they do not answer."""
     try:
-        smi = amd_devices.library()
-    except amd_devices.UNLOADABLE:
+        smi = amdsmi_devices.library()
+    except amdsmi_devices.UNLOADABLE:
         return ()
     try:
-        with amd_devices.all_gpus() as found:
+        with amdsmi_devices.all_gpus() as found:
             names = tuple(Names(gpu.uuid, gpu.hip_uuid, gpu.shared) for gpu in found)
             indices = [gpu.hip_index for gpu in found]
     except smi.AmdSmiException as problem:
-        if amd_devices.no_driver(smi, problem):
+        if amdsmi_devices.no_driver(smi, problem):
             return ()
-        raise DeviceError(f"the AMD driver does not answer: {problem}", fix=amd_devices.REMEDY) from None
+        raise DeviceError(f"the AMD driver does not answer: {problem}", fix=amdsmi_devices.REMEDY) from None
     if any(name.shared for name in names):
         return names  # refused once they are to be used: HIP numbers the parts
     if indices != list(range(len(names))) or len({name.uuid for name in names}) < len(names):
@@ -87,13 +87,13 @@ def named_gpus(names: Sequence[str]) -> tuple[str, ...]:
 
 def holding(pid: int) -> tuple[str, ...]:
     """The GPUs on which the driver shows a process of the tree below `pid`."""
-    with amd_devices.answering() as found:
+    with amdsmi_devices.answering() as found:
         return tuple(gpu.uuid for gpu in found if gpu.holds(pid))
 
 
 def least_memory_bytes(uuids: Sequence[str]) -> int | None:
     """Memory of the smallest of these GPUs; `None` where one does not say."""
-    with amd_devices.answering(uuids) as found:
+    with amdsmi_devices.answering(uuids) as found:
         sizes = [gpu.total_bytes for gpu in found]
     return min((size for size in sizes if size is not None), default=None) if None not in sizes else None
 
@@ -103,7 +103,7 @@ def _whole(gpus: Sequence[Names]) -> tuple[str, ...]:
     if shared is not None:
         raise DeviceError(
             f"{shared.uuid} is {shared.shared}, which share one energy counter",
-            fix=f"{amd_devices.MAKE_WHOLE}, or hide it with HIP_VISIBLE_DEVICES",
+            fix=f"{amdsmi_devices.MAKE_WHOLE}, or hide it with HIP_VISIBLE_DEVICES",
         )
     return tuple(gpu.uuid for gpu in gpus)
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import pynvml
 
-from pytest_llem.energy import amd_devices
+from pytest_llem.energy import amdsmi_devices
 from pytest_llem.energy.nvml_devices import by_uuid, nvml
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_json, slug, write_json
@@ -141,8 +141,8 @@ def _above_idle(uuid: str, now: Reading, idle: Mapping[str, JsonValue]) -> str |
 
 def read(uuids: Sequence[str]) -> dict[str, Reading]:
     """Power (NVML's one-second average) and temperature of each GPU; empty where the driver does not answer."""
-    if any(map(amd_devices.is_amd, uuids)):
-        with amd_devices.answering(uuids) as gpus:
+    if any(map(amdsmi_devices.is_amd, uuids)):
+        with amdsmi_devices.answering(uuids) as gpus:
             return {gpu.uuid: Reading(gpu.power_w, gpu.temperature_c) for gpu in gpus}
     try:
         with nvml():

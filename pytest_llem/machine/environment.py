@@ -24,7 +24,7 @@ import psutil
 import pynvml
 
 from pytest_llem import __version__
-from pytest_llem.energy import amd_devices
+from pytest_llem.energy import amdsmi_devices
 from pytest_llem.engines import engine_info, engines, model_files, starts_server
 from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.errors import JsonValue
@@ -210,7 +210,7 @@ def _read(path: str) -> str | None:
 
 
 def _amd_gpus() -> list[JsonValue]:
-    with amd_devices.answering() as gpus:
+    with amdsmi_devices.answering() as gpus:
         return [
             {
                 "name": gpu.name,

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from pytest_llem.energy import amd_devices
+from pytest_llem.energy import amdsmi_devices
 from pytest_llem.energy.nvml_devices import by_uuid, nvml
 from pytest_llem.errors import JsonValue, NotReleasedError, ResidualMemoryError
 
@@ -73,8 +73,8 @@ class Occupancy:
 
 def occupancy(uuids: Sequence[str]) -> tuple[Occupancy, ...]:
     """What is on these GPUs at this moment; empty where their driver does not answer."""
-    if any(map(amd_devices.is_amd, uuids)):
-        with amd_devices.answering(uuids) as gpus:
+    if any(map(amdsmi_devices.is_amd, uuids)):
+        with amdsmi_devices.answering(uuids) as gpus:
             return tuple(_of_amd(gpu) for gpu in gpus)
     try:
         with nvml():
@@ -145,7 +145,7 @@ def _occupancy(uuid: str) -> Occupancy:
     return Occupancy(uuid, None if memory is None else int(memory.used), processes)
 
 
-def _of_amd(gpu: amd_devices.AmdGpu) -> Occupancy:
+def _of_amd(gpu: amdsmi_devices.AmdGpu) -> Occupancy:
     used, processes = gpu.used_bytes, gpu.processes or {}
     held = sum(size or 0 for size in processes.values())
     driver = max(0, min((used or 0) - held, AMD_DRIVER_BYTES))

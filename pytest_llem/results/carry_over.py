@@ -29,10 +29,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+from pytest_llem.results.device_optimum import judged_by
 from pytest_llem.results.distributions import student_quantile
 from pytest_llem.results.manifest import Manifest
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.optimum import judged_by
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import read_state
 

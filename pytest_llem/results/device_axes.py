@@ -1,6 +1,7 @@
 """The axes of a sweep that set a GPU, in words: which they are, what values are called, and which to judge against.
 
-`optimum` and the report's charts read them. A value is a number in the unit that the setting's name states, or a word.
+`device_optimum` and the report's charts read them. A value is a number in the unit that the setting's name states, or
+a word.
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.best import Standing, best
 from pytest_llem.results.carry_over import CarryOver
 from pytest_llem.results.comparability import written_settings
+from pytest_llem.results.device_optimum import Optimum, published
 from pytest_llem.results.impact import ImpactFigure, figures, made_of
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import METRICS, SHIPPED, metrics_of, names_with
 from pytest_llem.results.optimize_record import OptimizeRecord
-from pytest_llem.results.optimum import Optimum, published
 from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.run_verdict import RunFinding
 from pytest_llem.results.schema import Result

@@ -13,11 +13,11 @@ from pytest_llem.job.files import noted
 from pytest_llem.results.baselines import Saved, save_baseline
 from pytest_llem.results.carry_over import CarryOver, CycleMark, carry_overs, mark
 from pytest_llem.results.device_axes import device_axes
+from pytest_llem.results.device_optimum import Optimum, optima
 from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
 from pytest_llem.results.layout import MANIFEST, CycleKey
 from pytest_llem.results.manifest import PlannedCycle, StudyPlan, read_manifest, rebuild_manifest
 from pytest_llem.results.optimize_record import OptimizeRecord, read_records
-from pytest_llem.results.optimum import Optimum, optima
 from pytest_llem.results.preregister import registered_lines
 from pytest_llem.results.reading import Results
 from pytest_llem.results.run_verdict import RunFinding, run_findings, with_common

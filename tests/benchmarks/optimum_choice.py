@@ -3,7 +3,7 @@
     python -m tests.benchmarks.optimum_choice [--studies N] [--write-docs]
 
 Simulated studies of six settings whose true costs are known: all equal, a shallow valley, a steep one. Each draws its
-cycles anew with normal noise on the logarithm, and asks `results.optimum`. docs/device.md has the figures.
+cycles anew with normal noise on the logarithm, and asks `results.device_optimum`. docs/device.md has the figures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import random
 from pathlib import Path
 
-from pytest_llem.results.optimum import Values
+from pytest_llem.results.device_optimum import Values
 from pytest_llem.study.model import SweptAxis
 from tests.figures import write_figures
 from tests.unit.results.test_results_optimum import find

@@ -24,8 +24,8 @@ from pytest_llem.job.job import DeviceSet, Job
 from pytest_llem.job.measurement import EnergyReport, Measurement, MeteredDevice, Window
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.derive import derive_result
+from pytest_llem.results.device_optimum import Optimum, optima
 from pytest_llem.results.layout import CycleKey
-from pytest_llem.results.optimum import Optimum, optima
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.device import derive_device

@@ -12,8 +12,8 @@ from statistics import median
 
 from pytest_llem.results.axes import numbers, written
 from pytest_llem.results.device_axes import WORDS
+from pytest_llem.results.device_optimum import optima, sentences
 from pytest_llem.results.energy_schema import GpuSettingSection
-from pytest_llem.results.optimum import optima, sentences
 from pytest_llem.results.reading import Results
 from pytest_llem.results.report.charts.chart import PAGE
 from pytest_llem.results.report.charts.points import Experiments

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_llem.results.carry_over import CarryOver
+    from pytest_llem.results.device_optimum import Optimum
     from pytest_llem.results.manifest import StudyPlan
     from pytest_llem.results.optimize_record import OptimizeRecord
-    from pytest_llem.results.optimum import Optimum
     from pytest_llem.results.summary import ExperimentSummary
     from pytest_llem.study import Study
 

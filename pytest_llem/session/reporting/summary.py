@@ -25,8 +25,8 @@ from pytest_llem.session.reporting.table import BEST, ESTIMATED, INDENT, LEAST_N
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
     from pytest_llem.results.carry_over import CarryOver
+    from pytest_llem.results.device_optimum import Optimum
     from pytest_llem.results.optimize_record import OptimizeRecord
-    from pytest_llem.results.optimum import Optimum
     from pytest_llem.results.search_record import SearchRecord
     from pytest_llem.results.summary import ExperimentSummary
 
@@ -96,7 +96,7 @@ def of_optima(optima: Sequence[Optimum], study: str) -> list[str]:
     """Which setting of a GPU costs the least in a study, a sentence per point on its other axes."""
     if not optima:
         return []
-    from pytest_llem.results.optimum import sentences  # reads results, which collection must not load
+    from pytest_llem.results.device_optimum import sentences  # reads results, which collection must not load
 
     said = sentences([optimum for optimum in optima if optimum.study == study])
     more = len(said) - MOST_OPTIMA

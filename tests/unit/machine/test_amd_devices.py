@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from pytest_llem.energy import doctor
-from pytest_llem.energy.amd_devices import all_gpus
+from pytest_llem.energy.amdsmi_devices import all_gpus
 from pytest_llem.engines.hub_models import require_build_for
 from pytest_llem.errors import DeviceError, EngineError, ResidualMemoryError
 from pytest_llem.job.config import DeviceSettings, ExperimentConfig

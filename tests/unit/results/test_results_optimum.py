@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.results.axes import StudyAxes
-from pytest_llem.results.optimum import Optimum, optima, published, sentences
+from pytest_llem.results.device_optimum import Optimum, optima, published, sentences
 from pytest_llem.results.reading import Results
 from pytest_llem.study.model import SweptAxis
 from tests.unit.results.conftest import Bench

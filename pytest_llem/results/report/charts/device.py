@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.axes import numbers
 from pytest_llem.results.device_axes import DEFAULT, POWER_LIMIT, WORDS, device_axes, lies_at, setting_of
-from pytest_llem.results.optimum import SPEED, Optimum, judged_by, optima, sentences
+from pytest_llem.results.device_optimum import SPEED, Optimum, judged_by, optima, sentences
 from pytest_llem.results.report.charts.chart import GREY, Chart, Rows, Size, Spec, interval, tooltip
 from pytest_llem.results.report.charts.points import Experiments, Marks, identity
 from pytest_llem.results.report.charts.scales import Unit, quantity, unit_of, upright, widened

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.results.device_optimum import Optimum
 from pytest_llem.results.manifest import StudyPlan
-from pytest_llem.results.optimum import Optimum
 from pytest_llem.results.sections.quality import Scores
 from pytest_llem.results.served import Served
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary
