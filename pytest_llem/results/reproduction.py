@@ -38,12 +38,12 @@ MARGIN = 0.05
 """Chosen: what a gate calls a regression by default, and more than two calm machines' ratios differ by."""
 MAY_DIFFER = frozenset(
     {
-        "engine_version", "device_models", "power_limit_w", "driver_major", "cpu_model", "meter", "calibration",
-        "estimator", "runner", "isolation", "thermal_state", DEVICE_IDS,
+        "engine_version", "device_models", "power_limit_w", "driver_major", "cpu_model", "cpus", "meter",
+        "calibration", "estimator", "runner", "isolation", "thermal_state", DEVICE_IDS,
     }
 )  # fmt: skip
 """Conditions in which another laboratory may differ: they are said, and the work is the same."""
-ANOTHER_MACHINE = ("device_models", "cpu_model", "power_limit_w")
+ANOTHER_MACHINE = ("device_models", "cpu_model", "cpus", "power_limit_w")
 """Of these, what makes another level no surprise."""
 
 

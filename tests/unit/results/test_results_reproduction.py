@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,10 +97,15 @@ def test_single_cycles_decide_nothing() -> None:
     assert all(figure.low is None and "two cycles" in (figure.reason or "") for figure in found.figures)
 
 
-def test_levels_of_other_boards_decide_nothing() -> None:
+@pytest.mark.parametrize(
+    "machine",
+    [{"host": {"cpu": {"model": "another"}}}, {"host": {"cpu": {"logical_cores": 8}}, "worker": {"cpus_allowed": 2}}],
+    ids=["another", "fewer CPUs of it"],
+)
+def test_levels_of_other_boards_decide_nothing(machine: dict[str, Any]) -> None:
     """An H100 is not another H100's failure to reproduce."""
     there, here = labs()
-    another = replace(here[0].environment, host={"cpu": {"model": "another"}})
+    another = replace(here[0].environment, **machine)
     cheaper = Results(tuple(each.model_copy(update={"environment": another}) for each in scaled(here, 0.5)))
     found = judge_reproduction(there, cheaper, JOULES)
     assert set(of(found, "level").values()) == {"different"}
