@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_without_permission_all_is_skipped_with_the_line_to_add(
     [
         ("none", (), "LLEM_LEASE_DIR=none: without leases"),
         ("", ("--llem-meter=rapl",), "the meter rapl does not read clocks and limits"),
-        ("", ("--llem-device=cpu",), "it runs on the CPU here"),
+        ("", ("--llem-device=cpu",), "it runs on the CPU here*leave --llem-device=cpu out"),
     ],
 )
 def test_what_could_not_be_put_back_or_told_is_refused(
@@ -101,4 +102,18 @@ def test_what_could_not_be_put_back_or_told_is_refused(
 
     done = pytester.runpytest("--llem-study=capped.yaml", *options)
 
-    done.stdout.fnmatch_lines([f"*capped.yaml:7:26: *device.power_limit_w*{why}*"])
+    told = " ".join(done.stdout.lines)
+    assert fnmatch(told, f"*capped.yaml:7:26: *device.power_limit_w*{why}*"), told
+
+
+def test_a_gpu_that_is_named_is_set_where_none_is_visible(
+    pytester: pytest.Pytester, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused: "it runs on the CPU here"."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    study(pytester, "300", "device: {gpus: [0]}\n")
+
+    pytester.runpytest_subprocess("--llem-study=capped.yaml")
+
+    (job,) = (json.loads(path.read_text()) for path in pytester.path.glob("llem-results/*/capped/*/c1/job.json"))
+    assert [(one["gpu"], one["applied"]) for one in job["gpu_settings"]] == [(simulation.gpus[0].uuid.decode(), 300.0)]

@@ -15,10 +15,11 @@ from pytest_llem.energy.nvml_devices import nvml, remedy
 from pytest_llem.energy.processes import ancestors, is_here
 from pytest_llem.engines import engine_info
 from pytest_llem.errors import DeviceSettingsError
+from pytest_llem.job.config import DeviceKind
 from pytest_llem.job.gpu_setting import SETTING_NAMES, SettingName
 from pytest_llem.job.job import Job, MeterSettings
 from pytest_llem.machine.device_checks import Place
-from pytest_llem.machine.devices import asked_kind, named_gpus, serves_already, visible_gpus, visible_of
+from pytest_llem.machine.devices import asked_kind, gpu_kind, named_gpus, serves_already, visible_gpus, visible_of
 from pytest_llem.machine.gpu_settings.board import ORDER, Board, Refusal
 from pytest_llem.machine.gpu_settings.ways import require_way
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, leases_are_off
@@ -39,6 +40,7 @@ def refused_settings(study: Study, place: Place) -> dict[str, str]:
     Of engines elsewhere the boards are not visible: only what holds everywhere is judged. Raises
     `DeviceSettingsError`, at the place of the setting, unless the study skips what cannot run.
     """
+    option = f", leave --llem-device={place.kind} out" if place.kind in ("cpu", "rocm") else ""
     refused: dict[str, str] = {}
     known: dict[object, tuple[SettingName, Refusal] | None] = {}
     for experiment in study.experiments:
@@ -51,7 +53,7 @@ def refused_settings(study: Study, place: Place) -> dict[str, str]:
         kind = asked_kind(experiment)
         key = (*asked.items(), kind, str(flat.get("device.gpus")), url, here)
         if key not in known:
-            refusal = _everywhere(visible_of(kind)[0] if here else kind, url, place.meter)
+            refusal = _everywhere(_kind_here(experiment) if here else kind, url, place.meter)
             name = next(iter(asked))
             known[key] = (name, refusal) if refusal is not None else _on_boards(asked, experiment) if here else None
         found = known[key]
@@ -63,10 +65,16 @@ def refused_settings(study: Study, place: Place) -> dict[str, str]:
             value = flat[path]
             raise DeviceSettingsError(
                 f"{study.locate(path, value)}: {experiment.id}: {path} {_shown(value)}: {refusal.text}",
-                fix=f"{refusal.fix}, or set on_invalid: skip",
+                fix=f"{refusal.fix}{option}, or set on_invalid: skip",
             )
         refused[experiment.id] = f"{path}: {refusal.text}; {refusal.fix}"
     return refused
+
+
+def _kind_here(experiment: Experiment) -> DeviceKind:
+    """The kind of device that an experiment runs on: GPUs that it names need not be visible."""
+    kind, gpus = asked_kind(experiment), experiment.flat_settings.get("device.gpus")
+    return gpu_kind(kind) if gpus and not isinstance(gpus, int) else visible_of(kind)[0]
 
 
 def _shown(value: object) -> str:
