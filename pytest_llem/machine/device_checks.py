@@ -19,8 +19,10 @@ from pytest_llem.machine.devices import (
     KIND,
     VARIABLE_OF,
     asked_kind,
+    gpu_kind,
     gpus_needed,
     named_gpus,
+    names_gpus,
     parallel_sizes,
     serves_already,
     visible_of,
@@ -90,7 +92,7 @@ def _obstacle(experiment: Experiment, place: Place) -> Obstacle | None:
             return Obstacle(GPUS, f"{GPUS} cannot be combined with the runner ray, which chooses the GPUs", fix)
         return None
     try:
-        kind, gpus = visible_of(asked)
+        kind, gpus = (gpu_kind(asked), ()) if names_gpus(experiment) else visible_of(asked)
         require_meter_of(asked, place.meter)
     except (DeviceError, MeterError) as problem:
         return Obstacle(KIND, problem.message, str(problem.fix), asked)

@@ -320,6 +320,12 @@ def asked_kind(experiment: Experiment) -> AskedKind:
     return kind
 
 
+def names_gpus(experiment: Experiment) -> bool:
+    """Whether it says which GPUs, which need not be visible; cheaper than its configuration."""
+    gpus = experiment.flat_settings.get("device.gpus")
+    return bool(gpus) and not isinstance(gpus, int)
+
+
 def gpus_needed(experiment: Experiment) -> int:
     """How many GPUs an experiment asks for where there are any, none on the CPU; cheaper than its configuration."""
     settings = experiment.flat_settings

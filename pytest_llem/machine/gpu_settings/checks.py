@@ -15,11 +15,18 @@ from pytest_llem.energy.nvml_devices import nvml, remedy
 from pytest_llem.energy.processes import ancestors, is_here
 from pytest_llem.engines import engine_info
 from pytest_llem.errors import DeviceSettingsError
-from pytest_llem.job.config import DeviceKind
 from pytest_llem.job.gpu_setting import SETTING_NAMES, SettingName
 from pytest_llem.job.job import Job, MeterSettings
 from pytest_llem.machine.device_checks import Place
-from pytest_llem.machine.devices import asked_kind, gpu_kind, named_gpus, serves_already, visible_gpus, visible_of
+from pytest_llem.machine.devices import (
+    asked_kind,
+    gpu_kind,
+    named_gpus,
+    names_gpus,
+    serves_already,
+    visible_gpus,
+    visible_of,
+)
 from pytest_llem.machine.gpu_settings.board import ORDER, Board, Refusal
 from pytest_llem.machine.gpu_settings.ways import require_way
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, leases_are_off
@@ -53,7 +60,8 @@ def refused_settings(study: Study, place: Place) -> dict[str, str]:
         kind = asked_kind(experiment)
         key = (*asked.items(), kind, str(flat.get("device.gpus")), url, here)
         if key not in known:
-            refusal = _everywhere(_kind_here(experiment) if here else kind, url, place.meter)
+            runs_on = kind if not here else gpu_kind(kind) if names_gpus(experiment) else visible_of(kind)[0]
+            refusal = _everywhere(runs_on, url, place.meter)
             name = next(iter(asked))
             known[key] = (name, refusal) if refusal is not None else _on_boards(asked, experiment) if here else None
         found = known[key]
@@ -69,12 +77,6 @@ def refused_settings(study: Study, place: Place) -> dict[str, str]:
             )
         refused[experiment.id] = f"{path}: {refusal.text}; {refusal.fix}"
     return refused
-
-
-def _kind_here(experiment: Experiment) -> DeviceKind:
-    """The kind of device that an experiment runs on: GPUs that it names need not be visible."""
-    kind, gpus = asked_kind(experiment), experiment.flat_settings.get("device.gpus")
-    return gpu_kind(kind) if gpus and not isinstance(gpus, int) else visible_of(kind)[0]
 
 
 def _shown(value: object) -> str:

@@ -54,6 +54,17 @@ def test_with_gpus_both_kinds_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("kind", ["auto", "cuda"])
+def test_a_gpu_that_is_named_need_not_be_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    named = study(tmp_path, f"device: {{kind: {kind}, gpus: [1]}}\n")
+    assert not experiments_beyond(named, HERE)
+    torch_for("cpu", monkeypatch)
+    with pytest.raises(DeviceError, match="would run on cuda, and its torch was built for cpu"):
+        experiments_beyond(named, HERE)
+
+
+@pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize(
     ("build", "kind", "engine", "message"),
     [
