@@ -33,7 +33,7 @@ from pytest_llem.results.schema import (
     ValiditySection,
     WorkloadSection,
 )
-from pytest_llem.results.sections.device import derive_device, with_power_limits
+from pytest_llem.results.sections.device import derive_device, device_reasons, with_power_limits
 from pytest_llem.results.sections.energy import MEASURE, Work, added, derive_energy, ratio
 from pytest_llem.results.state import now
 
@@ -89,7 +89,8 @@ def result_of(about: Circumstances, measurement: Measurement, work: KnownWork, s
     )
     device = derive_device(_job(about), measurement, samples) if about.known else DeviceSection()
     environment = with_power_limits(about.environment, device)
-    reasons = tuple(dict.fromkeys((*measurement.invalid, *work.invalid, *(report.invalid if report else ()))))
+    of_energy = report.invalid if report else ()
+    reasons = tuple(dict.fromkeys((*measurement.invalid, *work.invalid, *device_reasons(device), *of_energy)))
     if report is not None and not reasons and energy.energy_j is None:
         reasons = (Note("sensor_gap", f"{report.meter}: it states no energy of the command's time"),)
     facts = identity(

@@ -61,3 +61,31 @@ def test_a_commands_energy_is_that_of_its_gpu_with_idle_power_from_before(
     assert not result.validity.reasons
     assert "idle_before_command" in {note.code for note in result.warnings}
     assert result.device.gpus[0].id == gpu.uuid.decode()
+
+
+@on_a_clock
+def test_a_command_under_two_power_limits_has_the_joules_of_neither(
+    simulation: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was valid, and compared with commands under the lower limit."""
+    monkeypatch.setenv(LEASE_DIR_VARIABLE, str(tmp_path / "leases"))
+    flag, (gpu,) = tmp_path / "running", simulation.gpus
+
+    def lower() -> None:
+        while not flag.exists():
+            time.sleep(0.005)
+        time.sleep(1.2)  # the limit is read each half second
+        gpu.power_limit_mw = 300_000
+        time.sleep(1.2)
+        flag.unlink()
+
+    lowering = threading.Thread(target=lower)
+    lowering.start()
+    out = tmp_path / "runs"
+    try:
+        main(["attach", "-o", str(out), "--idle-s", "0.5", "--", sys.executable, "-c", STOP, str(flag)])
+    finally:
+        lowering.join()
+    (result,) = load(out)
+    assert "power_limit_changed" in {reason.code for reason in result.validity.reasons}
+    assert {700.0, 300.0} <= set(result.device.gpus[0].power_limits_w)
