@@ -298,11 +298,16 @@ def rivals_scatter(rng: random.Random) -> World:
     return world
 
 
-def rival_scatters(rng: random.Random) -> World:
-    """The second setting scatters ten times as much as all others."""
-    world = plain(rng)
-    world.scatter[list(world.cost)[1]] *= 10
-    return world
+def uneven(fold: float, *places: int) -> Callable[[random.Random], World]:
+    """The settings at these places scatter `fold` times as much as all others."""
+
+    def drawn(rng: random.Random) -> World:
+        world = plain(rng)
+        for name in [list(world.cost)[place] for place in places]:
+            world.scatter[name] *= fold
+        return world
+
+    return drawn
 
 
 def heavy_tails(rng: random.Random) -> World:
@@ -401,16 +406,21 @@ LANDSCAPES: dict[str, Callable[[random.Random], World]] = {
     "early bias along one axis": unsettled,
     "meters of their own, 1 %": own_meters,
 }
-UNEVEN = ", the second scatters tenfold"
+FEW_NOISES: dict[str, Callable[[random.Random], World]] = {
+    "alike": plain,
+    "heavy tails": heavy_tails,
+    "outliers": outliers,
+    "the best scatters tenfold": uneven(10, 0),
+    "a rival scatters tenfold": uneven(10, 1),
+    "a rival scatters thirtyfold": uneven(30, 1),
+    "two rivals scatter tenfold": uneven(10, 1, 2),
+    "three rivals scatter thirtyfold": uneven(30, 1, 2, 3),
+}
 FEW: dict[str, Callable[[random.Random], World]] = {
-    f"{count} settings, {cycles} cycles{said}": few(count, cycles, noise)
-    for count in (2, 3, 6)
-    for cycles in (2, 3, 10)
-    for said, noise in (
-        ("", plain),
-        (", heavy tails", heavy_tails),
-        (", outliers", outliers),
-        (UNEVEN, rival_scatters),
-    )
+    f"{count} settings, {cycles} cycles, {said}": few(count, cycles, noise)
+    for count in (2, 3, 6, 12)
+    for cycles in (2, 3)
+    for said, noise in FEW_NOISES.items()
+    if count > 3 or not said.startswith(("two", "three"))
 }
 """Equal settings, of which one is called the best: where few cycles tell of it, and the whole error is at stake."""

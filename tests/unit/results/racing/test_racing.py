@@ -13,7 +13,7 @@ from pytest_llem.results.racing.answer import Race, Seen, Setting
 from pytest_llem.results.racing.racing import race
 from pytest_llem.study.limits import Budget
 from pytest_llem.study.optimize import Optimize
-from tests.landscapes import CYCLES, LANDSCAPES, World, few, plain, rival_scatters
+from tests.landscapes import CYCLES, LANDSCAPES, World, few, uneven
 
 COST, SPEED, LATENCY, ACCURACY = "joules_per_output_token", "output_tokens_per_s", "ttft_p99_s", "accuracy"
 GOAL = Optimize(COST)
@@ -241,17 +241,14 @@ def test_the_best_is_in_the_set_as_often_as_stated(landscape: str, least: float)
     assert cycles < 0.5 * races * CYCLES * 64
 
 
-@pytest.mark.parametrize(("count", "noise", "least"), [(3, plain, 0.95), (8, rival_scatters, 0.925)])
+@pytest.mark.parametrize(("count", "noise"), [(3, uneven(10, 1)), (6, uneven(10, 1)), (6, uneven(30, 1, 2, 3))])
 def test_the_best_of_a_few_is_in_the_set_as_often_as_stated(
-    count: int, noise: Callable[[random.Random], World], least: float
+    count: int, noise: Callable[[random.Random], World]
 ) -> None:
-    """Weights that fell with the median scatter of three settings held the best in 94.5 % of two rounds.
-
-    Those that fell with what all of eight scatter by, one of them tenfold, held it in 91 %; with the median in 93 %.
-    """
-    held, races, drawn = 0, 4000, few(count, 2, noise)
+    """Two rounds that choose each other's rivals choose lucky ones: bounds at the whole error kept 94, 94 and 92 %."""
+    held, races, drawn = 0, 2000, few(count, 2, noise)
     for seed in range(races):
         world = drawn(random.Random(f"{count} settings, 2 cycles {seed}"))
         answer = race(world.settings, world.seen, world.goal, rounds=world.cycles)
         held += world.best in answer.best
-    assert held >= least * races
+    assert held >= 0.95 * races
