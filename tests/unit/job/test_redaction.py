@@ -145,9 +145,9 @@ def test_a_token_that_is_named_as_a_credential_is_hidden_whatever_it_looks_like(
     "unit", ["-", "a-", "_", "token-", "token=", "password=1", "token:     ", "eyJaaaaaaaa.", "eyJ-", "a"]
 )
 def test_a_long_line_takes_no_time(unit: str) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     redact(unit * (200_000 // len(unit)), ())
-    assert time.process_time() - started < 5
+    assert time.thread_time() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -144,14 +144,14 @@ def test_a_sudo_that_does_not_end_is_not_waited_for(
     monkeypatch.setattr(subprocess.Popen, "kill", root_s)
     monkeypatch.setattr(ways, "TIMEOUT_S", 0.2)
     sudo = tmp_path / "sudo"
-    sudo.write_text("#!/bin/sh\nexec sleep 5\n")
+    sudo.write_text("#!/bin/sh\nexec sleep 60\n")
     sudo.chmod(0o755)
     gpu.permission = NOBODY
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     begun = time.monotonic()
     with nvml(), pytest.raises(DeviceSettingsError, match=r"sudo had no end after 0\.2 s"):
         ways.require_way(Board(UUID), "power_limit_w", 400.0)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 30
 
 
 def test_sudo_sets_with_these_very_commands(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,14 +219,14 @@ def test_a_limit_that_could_not_be_put_back_is_not_changed(gpu: Gpu) -> None:
 def test_a_guard_that_hangs_is_given_up(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it had forked kept its standard error open: pytest waited for that without end."""
     hanging = tmp_path / "python"
-    hanging.write_text("#!/bin/sh\nsleep 30 &\n")
+    hanging.write_text("#!/bin/sh\nsleep 60 &\n")
     hanging.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(hanging))
     monkeypatch.setattr(guard, "START_LIMIT_S", 0.2)
     begun = time.monotonic()
     with pytest.raises(DeviceSettingsError, match="no guard for the settings"):
         made({"power_limit_w": 400.0})
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     assert (gpu.limit_sets, record.recorded_gpus()) == (0, [])
 
 

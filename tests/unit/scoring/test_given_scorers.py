@@ -116,7 +116,7 @@ def test_a_function_that_never_returns_is_ended(tmp_path: Path, grading: Make) -
     began = time.monotonic()
     with pytest.raises(Failed, match=r"longer than 0\.3 s"):
         outputs_of(what, [("loop", "", "q1")], answer_limit_s=0.3)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ def test_a_block_is_measured_from_its_first_moment(make_simulation: MakeSimulati
     gpu.set_power(400.0)
 
     for _ in range(3):
-        meter = block(0.5)
+        meter = block(1.0)
 
-        assert meter.energy_j == pytest.approx(400 * 0.5, rel=0.2)
+        assert meter.energy_j == pytest.approx(400 * 1.0, rel=0.2)
         assert not meter.invalid, meter.invalid
 
 

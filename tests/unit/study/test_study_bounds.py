@@ -45,12 +45,12 @@ TOO_LARGE = {
 @pytest.mark.parametrize(("text", "message"), TOO_LARGE.values(), ids=TOO_LARGE.keys())
 def test_what_is_too_large_is_refused_at_once(load: Load, text: str, message: str) -> None:
     """A file of 10 MB in a few lines took more than 90 s."""
-    begun = time.process_time()
+    begun = time.thread_time()
 
     with pytest.raises(StudyError, match=message):
         load(text)
 
-    assert time.process_time() - begun < 8
+    assert time.thread_time() - begun < 8
 
 
 def test_only_regular_files_are_studies_and_bases(tmp_path: Path) -> None:

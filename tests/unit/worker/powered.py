@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import ClassVar
 
 import pytest
@@ -33,11 +35,18 @@ class PoweredEngine(ScriptedEngine):
     def __init__(self) -> None:
         super().__init__()
         self.powers: list[tuple[int, int, float]] = []
+        self._took: dict[float, list[float]] = defaultdict(list)
 
     def spend(self, seconds: float, power_w: float) -> None:
         start_ns = time.monotonic_ns()
         time.sleep(seconds)
-        self.powers.append((start_ns, time.monotonic_ns(), power_w))
+        end_ns = time.monotonic_ns()
+        self.powers.append((start_ns, end_ns, power_w))
+        self._took[seconds].append((end_ns - start_ns) / 1e9)
+
+    def took_s(self, seconds: float, last: int = 0) -> float:
+        """How long work of so many seconds really took on average: a busy machine wakes sleepers late."""
+        return fmean(self._took[seconds][-last:])
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         self.on_generate = lambda: self.spend(self.repeat_s, LOAD_W)

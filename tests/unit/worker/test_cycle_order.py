@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import threading
 import time
 from collections.abc import Sequence
@@ -120,7 +121,8 @@ def test_events_tell_what_happened(engine: ScriptedEngine, meter: RecordingMeter
 def test_progress_is_calm(engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path) -> None:
     """Thousands of short batches must not become thousands of lines: writing them would disturb the measurement."""
     engine.on_generate = lambda: None
-    measurement = run(make_job(), tmp_path)
+    settings = dataclasses.replace(make_job().config.measurement, min_duration_s=0.05)
+    measurement = run(make_job(measurement=settings), tmp_path)
     events = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "progress"]
     assert len(measurement.repeats) > 20
     assert len(events) <= 4
@@ -249,17 +251,30 @@ def test_a_meter_on_the_host_is_not_opened_in_the_worker(
     assert "idle" in {window.name for window in measurement.windows}
 
 
-def test_heartbeats_stop_when_the_engine_is_stuck(
-    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
-) -> None:
-    """A thread that beats whatever happens would hide a deadlock from the hang detection."""
-    engine.on_generate = lambda: time.sleep(1.2)
+def _stuck_cycle(path: Path) -> None:
+    made = ScriptedEngine()
+    made.on_generate = lambda: time.sleep(1.2)
     settings = MeasurementSettings(0.0, WarmupSettings(0, 0), IdleSettings(1.2, 0.0))
     job = dataclasses.replace(make_job(measurement=settings), deadlines=Deadlines(60.0, heartbeat_s=0.4))
-    run(job, tmp_path)
-    beats = [event["name"] for event in read_events(tmp_path / "events.jsonl") if event["event"] == "heartbeat"]
-    assert beats.count("idle") >= 4
-    assert beats.count("measure") <= 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: made)
+        patch.setattr("pytest_llem.worker.cycle.open_meter", lambda *_: RecordingMeter())
+        run(job, path)
+
+
+def test_heartbeats_stop_when_the_engine_is_stuck(tmp_path: Path) -> None:
+    """A thread that beats whatever happens would hide a deadlock from the hang detection.
+
+    In a process of its own, as cycles are: use of the CPU by threads of earlier tests would count as the engine's.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_stuck_cycle, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    told = [(event["event"], event.get("name")) for event in read_events(tmp_path / "events.jsonl")]
+    stuck = told[told.index(("window_begin", "measure")) : told.index(("progress", "measure"))]
+    assert told.count(("heartbeat", "idle")) >= 3
+    assert stuck.count(("heartbeat", "measure")) <= 1
 
 
 def test_arrivals_at_an_engine_that_does_not_serve_are_refused(

@@ -7,19 +7,22 @@ from pathlib import Path
 import pytest
 
 from tests.timed import on_a_clock
-from tests.unit.worker.powered import IDLE_W, LOAD_W, REPEAT_S, RESET_S, measured
+from tests.unit.worker.powered import IDLE_W, LOAD_W, REPEAT_S, RESET_S, PoweredEngine, measured
 
 pytestmark = on_a_clock
 
 
 def test_rates_are_over_the_time_without_resets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of the window 40 % were resets: throughput read 12 / 0.1 s."""
-    result = measured(monkeypatch, tmp_path)
-    assert result.workload.repeats > 3
-    assert result.throughput.output_tokens_per_s == pytest.approx(12 / REPEAT_S, rel=0.1)
-    assert result.throughput.requests_per_s == pytest.approx(4 / REPEAT_S, rel=0.1)
-    assert result.throughput.duration_s == pytest.approx(result.workload.repeats * REPEAT_S, rel=0.1)
-    assert result.timing["reset_s"] == pytest.approx((result.workload.repeats - 1) * RESET_S, rel=0.25)
+    engine = PoweredEngine()
+    result = measured(monkeypatch, tmp_path, engine=engine)
+    repeats = result.workload.repeats
+    assert repeats > 3
+    repeat_s, reset_s = engine.took_s(REPEAT_S, repeats), engine.took_s(RESET_S, repeats - 1)
+    assert result.throughput.output_tokens_per_s == pytest.approx(12 / repeat_s, rel=0.1)
+    assert result.throughput.requests_per_s == pytest.approx(4 / repeat_s, rel=0.1)
+    assert result.throughput.duration_s == pytest.approx(repeats * repeat_s, rel=0.1)
+    assert result.timing["reset_s"] == pytest.approx((repeats - 1) * reset_s, rel=0.25)
     assert result.timing["measure_s"] is not None
     assert "resets_in_window" in [warning.code for warning in result.warnings]
 
@@ -27,9 +30,11 @@ def test_rates_are_over_the_time_without_resets(monkeypatch: pytest.MonkeyPatch,
 def test_energy_is_that_of_the_load_without_what_idles_in_resets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    energy = measured(monkeypatch, tmp_path).energy
+    engine = PoweredEngine()
+    result = measured(monkeypatch, tmp_path, engine=engine)
+    energy, repeat_s = result.energy, engine.took_s(REPEAT_S, result.workload.repeats)
     assert energy.avg_power_w == pytest.approx(LOAD_W, rel=0.1)
-    assert energy.joules_per_output_token == pytest.approx(LOAD_W * REPEAT_S / 12, rel=0.1)
+    assert energy.joules_per_output_token == pytest.approx(LOAD_W * repeat_s / 12, rel=0.1)
     (gross,) = [window.energy_j for window in energy.windows if window.name == "measure"]
     assert gross is not None
     assert energy.energy_j is not None
@@ -71,14 +76,16 @@ def test_without_idle_power_what_resets_draw_stays_in_and_in_the_bound(
 
 
 def test_one_repeat_has_its_reset_before_the_window(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    result = measured(monkeypatch, tmp_path, seconds=0.01)
+    engine = PoweredEngine()
+    result = measured(monkeypatch, tmp_path, seconds=0.01, engine=engine)
     assert result.workload.repeats == 1
     assert (result.timing["reset_s"], result.energy.reset_energy_j) == (0, None)
-    assert result.throughput.output_tokens_per_s == pytest.approx(12 / REPEAT_S, rel=0.1)
+    assert result.throughput.output_tokens_per_s == pytest.approx(12 / engine.took_s(REPEAT_S, 1), rel=0.1)
     assert result.energy.uncertainty_j == 0
     assert "resets_in_window" not in [warning.code for warning in result.warnings]
 
 
 def test_a_phase_is_measured_without_them_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (prefill, _) = measured(monkeypatch, tmp_path, seconds=0.25, phases=("prefill",)).energy.phases
-    assert prefill.energy_per_repeat_j == pytest.approx(LOAD_W * REPEAT_S, rel=0.1)
+    engine = PoweredEngine()
+    (prefill, _) = measured(monkeypatch, tmp_path, seconds=0.25, phases=("prefill",), engine=engine).energy.phases
+    assert prefill.energy_per_repeat_j == pytest.approx(LOAD_W * engine.took_s(REPEAT_S), rel=0.1)

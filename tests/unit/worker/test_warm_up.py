@@ -25,7 +25,7 @@ class BatchEngine(ScriptedEngine):
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         start = time.monotonic_ns()
-        time.sleep(0.005)
+        time.sleep(0.03)
         return [Completion(i, 8, (1,), start + i * 10**6, start + (i + 1) * 10**6, "length") for i in range(5)]
 
 

@@ -112,4 +112,4 @@ def test_the_first_request_that_cannot_be_sent_ends_the_rest() -> None:
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="dead"):
         asyncio.run(send_all(turns("a", "a", "b"), Schedule([0.0] * 3), send))
-    assert (sent, time.monotonic() - began < 10.0) == ([0, 2], True)
+    assert (sent, time.monotonic() - began < 50.0) == ([0, 2], True)
