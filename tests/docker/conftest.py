@@ -100,7 +100,7 @@ def nothing_is_left(client: docker.DockerClient) -> Iterator[None]:
     """
     with FileLock(Path(tempfile.gettempdir()) / "llem-docker-tests.lock"):
         yield
-        deadline = time.monotonic() + 5.0  # a removal that is under way takes a moment
+        deadline = time.monotonic() + 60.0  # a removal that is under way takes a moment
         while (left := client.api.containers(all=True, filters={"label": SESSION_LABEL})) and (
             time.monotonic() < deadline
         ):

@@ -38,7 +38,7 @@ class OwnDaemon:
         command += ["--pidfile", str(at / "pid"), "--iptables=false", "--ip6tables=false", "--bridge=none"]
         with (at / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             try:
                 client = docker.DockerClient(base_url=self.address)

@@ -91,7 +91,7 @@ def test_a_servers_image_finds_the_hubs_token_in_a_file(client: docker.DockerCli
     container = create(client, replace(request, labels={"llem.test": "secrets"}))
     try:
         container.start()
-        container.wait(timeout=30)
+        container.wait(timeout=120)
         container.reload()
         assert shown(container.attrs) == []
         assert container.logs().decode().split() == [TOKEN, "http://127.0.0.1:9"]

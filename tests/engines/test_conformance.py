@@ -209,7 +209,7 @@ def test_shutdown_leaves_no_process_no_thread_and_no_weights(start: Start) -> No
     engine.shutdown()
     engine.shutdown()
     del engine
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and set(threading.enumerate()) - threads:
         time.sleep(0.05)
     gc.collect()

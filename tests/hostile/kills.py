@@ -32,7 +32,7 @@ KINDS = ("plain", "fork-twice.load", "popen-session.generate")
 LATEST_S = 1.5
 """How late after a result a kill may come. Chosen: about as long as a cycle takes on a quiet machine of two cores."""
 
-ENDS_S, LEFT_S = 60.0, 5.0
+ENDS_S, LEFT_S = 120.0, 60.0
 """Chosen: how long is waited for the end of pytest, and then of the others; far above what each takes."""
 
 STUDY = f"""\
@@ -61,10 +61,11 @@ workload: {prompts: 1, input_tokens: 8, output_tokens: 4}
 
 @dataclass(frozen=True)
 class Try:
-    """One kill: the results before it, what of them is not there afterwards, and how long until all had ended."""
+    """One kill: how long after the start and the results before it, what of them is lost, and when all had ended."""
 
     victim: str
     came_late: bool
+    after_s: float
     measured: int
     lost: int
     broken: int
@@ -81,6 +82,7 @@ def command(*arguments: str) -> list[str]:
 
 def kill_one(directory: Path, victim: str, results: int, after_s: float) -> Try:
     """Start a run in `directory`, kill one of its processes a while after so many results, look at what is left."""
+    begun_s = time.monotonic()
     (directory / "kills.yaml").write_text(PRELOADED if victim == IMPORTING else STUDY)
     with (directory / "output.txt").open("wb") as output:
         pytest = subprocess.Popen(command(), cwd=directory, env=environment(directory), stdout=output, stderr=output)
@@ -105,7 +107,8 @@ def kill_one(directory: Path, victim: str, results: int, after_s: float) -> Try:
         done = subprocess.run(again, cwd=directory, env=environment(directory), capture_output=True, check=False)
         lost += len(before) - len(_reused(directory)) + (done.returncode != 0)
     lies = code == 0 and len(valid(directory)) < CYCLES
-    return Try(victim, not hit, len(before), lost, broken_files(directory), orphans, lies, seconds)
+    broken = broken_files(directory)
+    return Try(victim, not hit, killed_s - begun_s, len(before), lost, broken, orphans, lies, seconds)
 
 
 def _kill(victim: str, pytest: int, directory: Path) -> bool:

@@ -46,7 +46,7 @@ def test_an_odd_engine_fails_its_cycle_by_name_and_no_lie_is_valid(tmp_path: Pat
 def test_an_exit_that_waits_for_ever_is_cut_short_and_its_number_counts(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("import pytest_llem.runners.watch as watch\nwatch.EXIT_S = 0.5\n")
     run = measure(tmp_path, ["thread-stays.load"], timeout_s=60.0)
-    assert [(one.status, one.time_s < 10.0) for one in run.outcomes] == [("valid", True)], run.output
+    assert [(one.status, one.time_s < 30.0) for one in run.outcomes] == [("valid", True)], run.output
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="older Pythons cannot leave the current directory out")

@@ -73,7 +73,7 @@ def test_a_killed_driver_leaves_no_process_and_no_file_on_a_node(
     until(lambda: len(measured()) == 5, "all GPUs are in use")
 
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
 
     until(lambda: not measured(), "the measured processes ended")
     until(lambda: not list(machines.scratch.glob("llem-node-*")), "the nodes' directories are gone")

@@ -27,7 +27,7 @@ from pytest_llem.runners.protocol import OnEvent, Runner
 from pytest_llem.servers.runner import ServingRunner
 
 SERVER = Path(__file__).parent / "scripted_server.py"
-GONE_S = 30.0
+GONE_S = 120.0
 
 
 @dataclass

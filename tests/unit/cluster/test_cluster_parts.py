@@ -197,7 +197,7 @@ def test_the_live_status_shows_pending_running_and_done_per_node(tmp_path: Path)
     with (tmp_path / "terminal").open("w+") as stream:
         status = LiveStatus(tmp_path, stream, terminal=True, width=200)
         status.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while "pending" not in (tmp_path / "terminal").read_text() and time.monotonic() < deadline:
             time.sleep(0.05)
         status.stop()

@@ -46,8 +46,8 @@ def test_the_sensors_properties_are_found_and_kept(machine: Simulation) -> None:
     assert found.counter_type == "accumulating"
     assert found.ramp_ns is not None
     assert found.ramp_uncertainty_ns is not None
-    # k=2 leaves out one run in twenty: twice that none.
-    assert found.ramp_uncertainty_ns < 2_000_000
+    # A busy machine reads steps late, which the jitter shows. k=2 leaves out one run in twenty: twice that none.
+    assert found.ramp_uncertainty_ns < max(2_000_000, 2 * found.jitter_ns)
     assert found.ramp_ns == pytest.approx(3_000_000, abs=max(2 * found.ramp_uncertainty_ns, 1_000_000))
     assert found.settle_ns is not None
     assert found.step_w == pytest.approx(BUSY_W - IDLE_W, rel=0.05)

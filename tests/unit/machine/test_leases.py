@@ -66,14 +66,14 @@ def test_waiting_ends_when_the_device_becomes_free() -> None:
         taken = threading.Event()
 
         def wait() -> None:
-            with take_lease(CPU, timeout_s=10):
+            with take_lease(CPU, timeout_s=120):
                 taken.set()
 
         waiting = threading.Thread(target=wait)
         waiting.start()
         time.sleep(0.2)
         assert not taken.is_set()
-    waiting.join(10)
+    waiting.join(120)
     assert taken.is_set()
 
 

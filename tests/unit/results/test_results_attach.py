@@ -121,7 +121,7 @@ def test_a_signal_goes_to_the_command_and_what_was_measured_until_then_stays(tmp
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
     assert process.returncode == 8
     result = only_result(out)
     assert [reason.code for reason in result.validity.reasons] == ["command_failed"]

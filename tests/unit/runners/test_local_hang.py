@@ -45,7 +45,7 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Job:
         measurement=MeasurementSettings(0.05, WarmupSettings(max_repeats=1), IdleSettings(60.0)),
         settings={},
     )
-    meter, deadlines = MeterSettings("estimate"), Deadlines(60.0, heartbeat_s=0.4, silence_s=2.0)
+    meter, deadlines = MeterSettings("estimate"), Deadlines(60.0, heartbeat_s=0.4, silence_s=5.0)
     return Job("run", "study", "one", "0" * 64, config, 1, 1, DeviceSet("cpu"), meter, deadlines)
 
 
@@ -59,7 +59,7 @@ def test_a_stopped_worker_is_ended_as_hung(job: Job, tmp_path: Path, isolation: 
         assert isinstance(event, dict)
         if (event["event"], event.get("name")) == ("phase", "idle"):
             # Heartbeats keep a worker alive that only waits: one more than `silence_s` of them, then none.
-            threading.Timer(3.0, stop).start()
+            threading.Timer(6.0, stop).start()
 
     def stop() -> None:
         pid = holder("cpu").pid
@@ -75,7 +75,7 @@ def test_a_stopped_worker_is_ended_as_hung(job: Job, tmp_path: Path, isolation: 
 
     error = read_json(job_dir.error)
     assert (error["category"], error["phase"]) == ("timeout", "idle")
-    assert "no sign of life for 2 s" in str(error["message"])
+    assert "no sign of life for 5 s" in str(error["message"])
     assert stopped
     assert time.monotonic() - started < 50.0
     assert not psutil.pid_exists(stopped[0]) or psutil.Process(stopped[0]).status() == psutil.STATUS_ZOMBIE

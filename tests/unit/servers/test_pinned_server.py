@@ -34,7 +34,7 @@ def test_a_server_is_pinned_and_pytest_is_not(tmp_path: Path) -> None:
 
     server = begin_server(spec, job, {}, None, lambda text: None)(1, log)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while server.ended() is None and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:

@@ -36,7 +36,7 @@ def test_a_warm_cache_is_emptied_once_before_the_warm_up(
     measurement = run(job_of("warm"), tmp_path)
     about = [call for call in engine.calls if call in ("reset", "generate")]
     assert about == ["reset", *["generate"] * (len(about) - 1)]
-    assert len(about) > 4
+    assert len(about) >= 4
     assert (codes(measurement), measurement.cache, measurement.engine.cache_reset) == ([], "warm", "kept")
 
 

@@ -197,7 +197,7 @@ def test_an_engine_that_nobody_verified_says_so_in_its_results(
 def test_prefill_is_measured_in_one_window_of_whole_repeats(
     engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
 ) -> None:
-    settings = dataclasses.replace(make_job().config.measurement, phases=("prefill",))
+    settings = dataclasses.replace(make_job().config.measurement, phases=("prefill",), min_duration_s=0.1)
     measurement = run(make_job(measurement=settings), tmp_path)
     window = measurement.windows[-1]
     assert window.name == "prefill"

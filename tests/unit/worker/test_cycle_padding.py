@@ -105,7 +105,7 @@ def test_a_long_window_lies_inside_the_same_load(
 ) -> None:
     monkeypatch.setattr("pytest_llem.worker.windows.SHORT_WINDOW_S", 0.15)
 
-    measurement = cycle(simulation, tmp_path, min_duration_s=0.3)
+    measurement = cycle(simulation, tmp_path, min_duration_s=0.6)
 
     window, energy = measured(measurement)
     assert (window.quiet_before_s, window.quiet_after_s) == (None, None)

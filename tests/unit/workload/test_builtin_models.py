@@ -47,13 +47,13 @@ def test_of_many_at_once_one_makes_it_and_the_others_wait(cache: Path, monkeypat
 
     def make_while_others_wait(name: str, directory: Path) -> None:
         made.append(name)
-        waiting.wait(timeout=30)
+        waiting.wait(timeout=120)
         make(name, directory)
 
     monkeypatch.setattr(builtin, "make_builtin", make_while_others_wait)
 
     def wait(_text: str) -> None:
-        waiting.wait(timeout=30)
+        waiting.wait(timeout=120)
 
     with ThreadPoolExecutor(4) as pool:
         paths = set(pool.map(lambda model: builtin_path(model, wait), ["builtin:tiny-llama"] * 4))

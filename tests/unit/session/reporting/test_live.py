@@ -19,7 +19,7 @@ def shown(run_dir: Path, count: int, forecast: Forecast | None = None) -> str:
     stream = io.StringIO()
     status = LiveStatus(run_dir, stream, terminal=True, width=60, forecast=lambda: forecast)
     status.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while stream.getvalue().count("\x1b[2K") < count and time.monotonic() < deadline:
         time.sleep(0.05)
     status.stop()
