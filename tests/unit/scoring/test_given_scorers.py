@@ -230,7 +230,7 @@ def test_no_process_outlives_its_scoring(grading: Make) -> None:
     with pytest.raises(LlemError):
         grading("gone").score("a", Question("1", "a"))
     grading("grade").score("a", Question("1", "a"))
-    assert set(Path("/proc/self/fd").iterdir()) == before
+    assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
 @pytest.mark.parametrize("target", ["password: letmein", ["Paris", "https://user:word@example.org"]])

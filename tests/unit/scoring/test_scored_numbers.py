@@ -6,7 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import decimals
 
 from pytest_llem.errors import JsonValue, WorkloadError
@@ -83,7 +83,7 @@ def test_a_part_of_a_number_is_none(answer: str) -> None:
     assert number_of(answer) is None
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(decimals(places=3, min_value=-(10**9), max_value=10**9))
 def test_a_number_is_read_however_it_is_written(number: Decimal) -> None:
     plain, grouped = f"{number:f}", f"{number:,f}"

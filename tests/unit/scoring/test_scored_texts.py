@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import text
 
 from pytest_llem.errors import JsonValue, WorkloadError
@@ -98,7 +98,7 @@ def test_contains_finds_no_parts_of_words_or_numbers(answer: str, key: JsonValue
     assert not right("contains", answer, key)
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(text(min_size=1, max_size=40).filter(str.strip))
 def test_any_text_is_right_for_itself_and_nothing_for_none(key: str) -> None:
     """A rule that drops a sign of the key would drop it from the answer too, and then all of some keys."""
