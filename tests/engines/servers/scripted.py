@@ -310,12 +310,12 @@ def listening(connected: Connected, tls: ssl.SSLContext | None = None) -> Iterat
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    ready.wait(30)
+    ready.wait(120)
     try:
         yield urls[0]
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
+        thread.join(120)
 
 
 def _said(answer: Any) -> tuple[int, str]:
