@@ -187,7 +187,7 @@ def test_running_out_of_host_memory_is_told_from_other_kills(engine_image: str, 
     [
         (Deadlines(timeout_s=8.0, heartbeat_s=0.2), "timeout_s"),
         (Deadlines(timeout_s=60.0, load_timeout_s=1.0, heartbeat_s=0.2), "load_timeout_s"),
-        (Deadlines(timeout_s=60.0, heartbeat_s=30.0, silence_s=5.0), "sign of life"),
+        (Deadlines(timeout_s=60.0, heartbeat_s=30.0, silence_s=2.0), "sign of life"),
     ],
 )
 def test_a_deadline_kills_and_removes_the_container(
