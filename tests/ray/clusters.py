@@ -120,11 +120,18 @@ def measured(name: str | None = None) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if "pytest_llem.worker" in process.cmdline() and name in (None, process.environ().get("MACHINE")):
+            if _measures(process) and name in (None, process.environ().get("MACHINE")):
                 found.append(process)
         except psutil.Error:
             continue
     return [process for process in found if "MACHINE" in _environ(process)]
+
+
+def _measures(process: psutil.Process) -> bool:
+    """Whether it is a worker: one of an interpreter of its own, or forked by a server, whose words it then has."""
+    words, server = process.cmdline(), "pytest_llem.worker.forkserver"
+    parent = process.parent() if server in words else None
+    return "pytest_llem.worker" in words or (parent is not None and server in parent.cmdline())
 
 
 def _environ(process: psutil.Process) -> dict[str, str]:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
@@ -29,10 +28,6 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.errors import JsonValue, ModelNotFoundError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
-
-# Imported before its workers are forked: most of a cycle is else the import of our own modules.
-INFO = EngineInfo(name="faulty", engine="llem_faulty:FaultyEngine", preload=("llem_faulty",))
-
 
 class Letters:
     """A tokenizer whose tokens are the letters of a text."""
