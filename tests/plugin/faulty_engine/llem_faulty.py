@@ -29,6 +29,7 @@ from pytest_llem.errors import JsonValue, ModelNotFoundError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 
+
 class Letters:
     """A tokenizer whose tokens are the letters of a text."""
 
