@@ -12,6 +12,10 @@ Method
     The intervals hold for all of them together in 95 % of studies (Student's t, Bonferroni), so that carry-over is
     found exactly where one of them leaves out zero, and in 5 % of studies or fewer where there is none.
 
+    That must hold where an experiment scatters more than others. So an effect's variance is the larger of two: by one
+    variance for all, and by each experiment's own (its squared residuals over their expectation at even scatter), whose
+    degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946, 110). tests/benchmarks/carry_over.py counts.
+
     Orders do not tell it alike. In `interleaved` each experiment has the same predecessor throughout, and in
     `sequential` itself: effects then cannot be told from levels, and that is said. A cycle counts where its predecessor
     is known: not the first on a device, nor one behind a cycle that failed, that confirmed a gate, or that is of
@@ -42,6 +46,8 @@ LEAST_DEGREES = 4
 """Chosen: with fewer, scatter is known so badly that an interval says nothing."""
 MOST_TERMS = 160
 """Chosen: solving for so many takes half a second, at the end of a run that took hours."""
+WIDEST = 300.0
+"""Half an interval of a logarithm, at most: one degree of freedom gives any width, and this is still a number."""
 DEPENDENT = 1e-9
 """Chosen: what is left of a column that others explain, far above the error of double precision."""
 STAMP = timedelta(seconds=1)
@@ -212,10 +218,10 @@ def effects_of_predecessors(followers: Sequence[Follower]) -> tuple[tuple[After,
             for other, right in entries:
                 products[one_at][other] += left * right
     least = [DEPENDENT * products[at][at] for at in range(size)]
-    independent = sum(_eliminate(products, at, least[at]) for at in range(levels))
+    independent = [at for at in range(levels) if _eliminate(products, at, least[at])]
     block = [row[levels:size] for row in products[levels:size]]
     target = [row[size] for row in products[levels:size]]
-    degrees = len(followers) - independent - len(block)
+    degrees = len(followers) - len(independent) - len(block)
     inverse = _inverse(block, least[levels:])
     if inverse is None:
         return (
@@ -225,13 +231,24 @@ def effects_of_predecessors(followers: Sequence[Follower]) -> tuple[tuple[After,
     if degrees < LEAST_DEGREES:
         return f"{len(followers)} cycles after a known one are too few; measure more"
     effects = [sum(map(mul, row, target)) for row in inverse]
-    squares = max(0.0, products[size][size] - sum(map(mul, effects, target)))
-    shares = [row[at] for at, row in enumerate(inverse)] + [sum(value for row in inverse for value in row)]
+    roots = {at: math.sqrt(products[at][at]) for at in independent}
+    means = [products[at][size] / root for at, root in roots.items()]
+    solved = [_solved(at, products, roots, levels) for at in range(levels)]
+    scatter = {one.experiment: _Residuals([0.0] * len(names)) for one in followers}
+    for one, row, value in zip(followers, rows, logs, strict=True):
+        sums = [sum(each) for each in zip(*(solved[at] for at in row if at < levels), strict=True)]
+        explained = sums[: len(roots)]
+        rest = [value + row.get(at, 0.0) for at, value in enumerate(sums[len(roots) :], levels)]
+        parts = [sum(map(mul, of, rest)) for of in inverse]
+        own = scatter[one.experiment]
+        own.degrees += 1 - sum(map(mul, explained, explained)) - sum(map(mul, parts, rest))
+        own.squares += (value - mean - sum(map(mul, explained, means)) - sum(map(mul, effects, rest))) ** 2
+        own.weights = [weight + part**2 for weight, part in zip(own.weights, [*parts, -sum(parts)], strict=True)]
     comparisons = len(names) if len(names) > 2 else 1  # of two, one is the other's opposite
-    quantile = student_quantile(1 - ALPHA / 2 / comparisons, degrees)
     found = []
-    for name, effect, share in zip(names, [*effects, -sum(effects)], shares, strict=True):
-        half = quantile * math.sqrt(share * squares / degrees)
+    for place, (name, effect) in enumerate(zip(names, [*effects, -sum(effects)], strict=True)):
+        variance, known = _variance(place, list(scatter.values()), degrees)
+        half = min(WIDEST, student_quantile(1 - ALPHA / 2 / comparisons, known) * math.sqrt(variance))
         found.append(After(name, math.exp(effect), math.exp(effect - half), math.exp(effect + half)))
     return tuple(sorted(found, key=_surest, reverse=True)), degrees
 
@@ -242,16 +259,54 @@ def _surest(after: After) -> float:
     return abs(math.log(after.ratio)) / half if half else math.inf
 
 
+@dataclass
+class _Residuals:
+    """Of an experiment: their weights in the variance of each effect, sum of squares, and degrees."""
+
+    weights: list[float]
+    squares: float = 0.0
+    degrees: float = 0.0
+
+
+def _variance(place: int, scatter: Sequence[_Residuals], degrees: int) -> tuple[float, float]:
+    """An effect's variance and its degrees of freedom: by the scatter of all, or by each one's own if that is more."""
+    common = sum(own.squares for own in scatter) / degrees
+    variance = weights = spread = 0.0
+    for own in scatter:
+        told = own.degrees > DEPENDENT
+        part = own.weights[place] * (own.squares / own.degrees if told else common)
+        weights += own.weights[place]
+        variance += part
+        spread += part**2 / (own.degrees if told else degrees)
+    if variance <= common * weights:
+        return common * weights, degrees
+    return variance, max(1.0, variance**2 / spread)
+
+
 def _eliminate(products: list[list[float]], at: int, least: float) -> bool:
     """Take a column out of the others, in place; false for one that earlier ones explain."""
     pivot = products[at]
     if pivot[at] <= least:
         return False
     for row in products[at + 1 :]:
-        factor = row[at] / pivot[at]
-        if factor:
-            row[:] = [value - factor * of for value, of in zip(row, pivot, strict=True)]
+        _take_out(row, pivot, at)
     return True
+
+
+def _take_out(row: list[float], pivot: Sequence[float], at: int) -> None:
+    factor = row[at] / pivot[at]
+    if factor:
+        row[:] = [value - factor * of for value, of in zip(row, pivot, strict=True)]
+
+
+def _solved(column: int, products: Sequence[Sequence[float]], roots: dict[int, float], levels: int) -> list[float]:
+    """What a cycle in a column has of each independent one, then what they leave of it in the effects."""
+    row = [float(at == column) for at in range(len(products))]
+    parts = []
+    for at, root in roots.items():
+        parts.append(row[at] / root)
+        _take_out(row, products[at], at)
+    return [*parts, *row[levels:-1]]
 
 
 def _inverse(matrix: Sequence[Sequence[float]], least: Sequence[float]) -> list[list[float]] | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -138,7 +140,36 @@ def test_false_alarms_keep_to_their_rate_and_effects_are_found(order: str, exper
         return sum(any(after.found for after in found[0]) for found in told) / len(told)
 
     assert share(0.0) <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
-    assert share(0.05) > 0.9
+    assert share(0.05) > 0.8
+
+
+@pytest.mark.parametrize(("order", "experiments"), [("balanced", 3), ("shuffled", 12)])
+def test_an_experiment_that_scatters_tenfold_raises_no_more_alarms(order: str, experiments: int) -> None:
+    """By one variance for all, 12 to 15 % of such studies alarm. The first of three is the worst place."""
+    rng = random.Random(20261130)
+    each = [effects_of_predecessors(simulated(rng, order, experiments, 5, drift=0.02, noisy=(0,))) for _ in range(500)]
+    told = [found for found in each if not isinstance(found, str)]
+    assert len(told) > 450
+    assert sum(any(after.found for after in found[0]) for found in told) / len(told) <= 0.05 + 3 * 0.0097
+
+
+def test_the_scatter_of_an_experiment_of_one_cycle_is_taken_as_the_others(tmp_path: Path) -> None:
+    """It tells nothing of an effect, and its degrees are none."""
+    order = cycles(*WILLIAMS, hot="a")
+    (found,) = carry_overs(tmp_path, MANIFEST, marks([*order, ("e", 4, 1.0)]))
+    (same,) = carry_overs(tmp_path, MANIFEST, marks(order))
+    assert [after.high for after in found.each] == pytest.approx([after.high for after in same.each])
+
+
+def test_any_scatter_gives_an_interval_that_is_a_number() -> None:
+    """Degrees of freedom fall to one, and quantiles of so few are in the hundreds."""
+    rng = random.Random(1)
+    each = [
+        (one, math.exp(rng.gauss(0, 200)) if one.experiment == "2" else 1.0) for one in simulated(rng, "balanced", 6, 3)
+    ]
+    found = effects_of_predecessors([replace(one, value=value) for one, value in each])
+    assert not isinstance(found, str)
+    assert all(0 < after.low < after.high < math.inf for after in found[0])
 
 
 def test_two_cycles_are_too_few() -> None:
