@@ -26,7 +26,8 @@ mkdir -p "$dir"
 alive() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
 if [ "${1:-}" = stop ]; then
-    [ -f "$dir/pid" ] && kill "$(cat "$dir/pid")" || true
+    # Until it is gone: it removes this file last, which may be that of the next daemon by then.
+    pid=$(cat "$dir/pid" 2>/dev/null) && kill "$pid" && timeout 60 tail --pid="$pid" -f /dev/null || true
     exit 0
 fi
 
