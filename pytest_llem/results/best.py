@@ -1,6 +1,6 @@
 """Which of a study's experiments in one run is truly the best in its headline, as far as their cycles tell.
 
-The session's summary and the report ask `best` alike; `ranking` has the statistics. What `Standing` keeps of an
+The session's summary and the report ask `best` alike; `ranking` has the statistics. What `Contender` keeps of an
 experiment is light, so that its results need not be kept until all are read.
 """
 
@@ -22,7 +22,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Standing:
+class Contender:
     """What the ranking needs of an experiment: its valid cycles' `values` and the `bound` of what they share, k=2.
 
     Right answers and searched loads have intervals of another kind, and cycles of one loaded engine count as one:
@@ -36,7 +36,7 @@ class Standing:
     counted: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, headline: str | None, results: Sequence[Result]) -> Standing:
+    def of(cls, headline: str | None, results: Sequence[Result]) -> Contender:
         """That of the valid cycles among an experiment's results, by the headline of its study."""
         measure = judge(headline)
         valid = [each for each in results if each.validity.valid and measure.of(each) is not None]
@@ -55,9 +55,9 @@ def judge(headline: str | None) -> Metric:
     return metric(headline if headline and known_metric(headline) else HEADLINE)
 
 
-def best(standings: Mapping[K, Standing], headline: str | None) -> dict[K, float]:
+def best(contenders: Mapping[K, Contender], headline: str | None) -> dict[K, float]:
     """The probability of each experiment of a run and study to be the best; none where their cycles do not tell it."""
-    placed = {key: each for key, each in standings.items() if each.values}
+    placed = {key: each for key, each in contenders.items() if each.values}
     boards = {board for each in placed.values() for board in each.boards}
     counted = {meter for each in placed.values() for meter in each.counted}
     # Another board's gain would not cancel.

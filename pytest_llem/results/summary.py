@@ -20,7 +20,7 @@ from pytest_llem.job.files import write_json, write_text
 from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT, SLO_MET_SHARE, percentile_of
 from pytest_llem.job.wire import encode
 from pytest_llem.results.axes import StudyAxes
-from pytest_llem.results.best import Standing, best
+from pytest_llem.results.best import Contender, best
 from pytest_llem.results.carry_over import CarryOver
 from pytest_llem.results.comparability import written_settings
 from pytest_llem.results.device_optimum import Optimum, published
@@ -139,7 +139,7 @@ def summarise(
     headlines = {plan.name: plan.headline for plan in plans}
     raced = {plan.name for plan in plans if plan.optimize is not None}
     rows: list[ExperimentSummary] = []
-    standings: dict[str, dict[int, Standing]] = {}
+    contenders: dict[str, dict[int, Contender]] = {}
     groups: dict[tuple[str, str, str], dict[CycleKey, None]] = {}
     for key in keys:
         groups.setdefault((key.study, key.experiment_id, key.config_hash), {})[key] = None
@@ -150,11 +150,11 @@ def summarise(
             row = _summary(*experiment, outcomes, len(cycles) - len(outcomes), baseline_dir)
             settings = _settings(outcomes, of_study.settings)
             seen = [outcome.result for outcome in outcomes if outcome.valid and outcome.result is not None]
-            standings.setdefault(row.study, {})[len(rows)] = Standing.of(headlines.get(row.study), seen)
+            contenders.setdefault(row.study, {})[len(rows)] = Contender.of(headlines.get(row.study), seen)
             rows.append(replace(row, point=of_study.point(experiment[1]), settings=settings))
     ranked = {
         place: share
-        for study, of_study in standings.items()
+        for study, of_study in contenders.items()
         if study not in raced  # the race says which is the best, within its limits
         for place, share in best(of_study, headlines.get(study)).items()
     }

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pynvml
 
-from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.estimators import from_counter
 from pytest_llem.energy.protocol import window_energy
 from pytest_llem.energy.series import ticks_from
@@ -33,10 +32,12 @@ from pytest_llem.study.model import SweptAxis
 from tests.simulated_nvml.loads import operation, run_load
 from tests.simulated_nvml.simulation import Gpu, Simulation
 from tests.simulated_nvml.virtual import virtual_sampler
+from tests.unit.energy.cycle import calibration_of
 from tests.unit.results.conftest import REPORT, Bench
 
 SECOND = 1_000_000_000
 QUIET_S = 1.0
+STEP_W = 600.0  # between idle and the load
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Sweep:
         uuid = gpu.uuid.decode()
         job = replace(Bench().job(CycleKey("study", str(value), "0123456789abcdef", cycle)), cycle=cycle)
         config = replace(job.config, device=DeviceSettings(**{self.name: value}))  # type: ignore[arg-type]
-        with virtual_sampler(simulation, gpu, _known(simulation, gpu), rng) as sampler:
+        with virtual_sampler(simulation, gpu, calibration_of(simulation, gpu, STEP_W), rng) as sampler:
             previous, applied = self._set(gpu, value)
             made = GpuSetting(uuid, self.name, value, applied=applied, previous=previous)
             job = replace(job, config=config, devices=DeviceSet("cuda", (uuid,)), gpu_settings=(made,))
@@ -104,7 +105,7 @@ class Sweep:
         lines = [*sampler.readings.events, *({**sample._asdict()} for sample in sampler.readings.samples)]
         samples.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         ticks = ticks_from(sampler.readings.samples, uuid)
-        energy = window_energy(window, {uuid: from_counter(ticks, window, _known(simulation, gpu))})
+        energy = window_energy(window, {uuid: from_counter(ticks, window, calibration_of(simulation, gpu, STEP_W))})
         report = EnergyReport("nvml", True, "gpu_board", "worker", (MeteredDevice(uuid, "H100", "gpu"),), (energy,))
         return _result(job, window, report, samples)
 
@@ -136,23 +137,6 @@ def draw_board(gpu: Gpu, rng: random.Random) -> None:
 def steps_apart(values: Sequence[int], one: int, other: int) -> int:
     """How many steps of a grid lie between two of its values."""
     return abs(values.index(one) - values.index(other))
-
-
-def _known(simulation: Simulation, gpu: Gpu) -> Calibration:
-    return Calibration(
-        uuid=gpu.uuid.decode(),
-        driver=simulation.machine.driver.decode(),
-        period_ns=gpu.period_ns,
-        jitter_ns=gpu.jitter_ns,
-        call_latency_ns=gpu.latency_ns,
-        poll_step_ns=500_000,
-        ramp_ns=gpu.ramp_ns,
-        ramp_uncertainty_ns=200_000,
-        counter_type="accumulating",
-        rise_ns=gpu.ramp_ns,
-        settle_ns=4 * gpu.ramp_ns,
-        step_w=600.0,
-    )
 
 
 def _result(job: Job, window: Window, energy: EnergyReport, samples: Path) -> Result:

@@ -14,7 +14,7 @@ from statistics import fmean
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.metric_names import HEADLINE
 from pytest_llem.results.axes import StudyAxes, differing, joined
-from pytest_llem.results.best import Standing, best
+from pytest_llem.results.best import Contender, best
 from pytest_llem.results.carry_over import CarryOver, carry_overs, mark
 from pytest_llem.results.effects import meters
 from pytest_llem.results.gate_report import GateReport, read_gates
@@ -179,7 +179,7 @@ def _best(
         if plan is not None and plan.optimize is not None:
             continue
         headline = None if plan is None else plan.headline
-        of_study = {key: Standing.of(headline, group) for key, group in groups.items() if key[:2] == (run, study)}
+        of_study = {key: Contender.of(headline, group) for key, group in groups.items() if key[:2] == (run, study)}
         found |= best(of_study, headline)
     return found
 

@@ -27,27 +27,30 @@ def quicken(simulation: Simulation, slower: int = 1) -> None:
         gpu.instant_ns = 5_000_000
 
 
+def calibration_of(simulation: Simulation, gpu: Gpu, step_w: float = BUSY_W - IDLE_W) -> Calibration:
+    """One made now that tells a simulated GPU's true properties, under a load of `step_w` above idle."""
+    return Calibration(
+        uuid=gpu.uuid.decode(),
+        driver=simulation.machine.driver.decode(),
+        period_ns=gpu.period_ns,
+        jitter_ns=gpu.jitter_ns,
+        call_latency_ns=gpu.latency_ns,
+        poll_step_ns=500_000,
+        ramp_ns=gpu.ramp_ns,
+        ramp_uncertainty_ns=200_000,
+        counter_type="accumulating" if gpu.duty >= 1 else "part_time",
+        duty=gpu.duty,
+        made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        rise_ns=gpu.ramp_ns,
+        settle_ns=4 * gpu.ramp_ns,
+        step_w=step_w,
+    )
+
+
 def calibrate(simulation: Simulation) -> None:
-    """Keep a calibration that tells the simulated GPUs' true properties."""
+    """Keep a calibration of each simulated GPU."""
     for gpu in simulation.gpus:
-        save(
-            Calibration(
-                uuid=gpu.uuid.decode(),
-                driver=simulation.machine.driver.decode(),
-                period_ns=gpu.period_ns,
-                jitter_ns=gpu.jitter_ns,
-                call_latency_ns=gpu.latency_ns,
-                poll_step_ns=500_000,
-                ramp_ns=gpu.ramp_ns,
-                ramp_uncertainty_ns=200_000,
-                counter_type="accumulating" if gpu.duty >= 1 else "part_time",
-                duty=gpu.duty,
-                made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                rise_ns=gpu.ramp_ns,
-                settle_ns=4 * gpu.ramp_ns,
-                step_w=BUSY_W - IDLE_W,
-            )
-        )
+        save(calibration_of(simulation, gpu))
 
 
 def uuids(simulation: Simulation) -> tuple[str, ...]:
