@@ -56,18 +56,20 @@ def chances(
     if not 1 < len(settings) <= MOST or any(len(each) < FEWEST or min(each) <= 0 for each in settings):
         return None
     sign = -1 if higher else 1
-    logs = [[sign * math.log(value) for value in cycles] for cycles in settings]
+    # Draws fall to settings in turn: one order of them gives one answer, whoever asks.
+    order = sorted(range(len(settings)), key=lambda at: (sorted(settings[at]), bounds[at]))
+    logs = [[sign * math.log(value) for value in sorted(settings[at])] for at in order]
     variances = [variance(cycles) for cycles in logs]
     if min(variances) <= 0:
         return None
     model = _Model(logs, variances)
     wins = [0] * len(logs)
-    biases = [bound / K for bound in bounds]
+    biases = [bounds[at] / K for at in order]
     for draw in range(-draws // 20, draws):
         model.step()
         if draw >= 0:  # those before forget where they began
             levels = [level + model.rng.gauss(0, bias) for level, bias in zip(model.levels, biases, strict=True)]
-            wins[min(range(len(levels)), key=levels.__getitem__)] += 1
+            wins[order[min(range(len(levels)), key=levels.__getitem__)]] += 1
     return [each / draws for each in wins]
 
 

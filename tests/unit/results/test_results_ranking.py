@@ -50,6 +50,15 @@ def test_equal_ones_share_it_and_the_sensor_makes_it_less_sure() -> None:
     assert sure[0] > 0.95 > 0.85 > less[0]
 
 
+def test_it_is_the_same_in_any_order() -> None:
+    """The report, which orders them by value, said 64 % of what the terminal had said 63 % of."""
+    settings, bounds = [around(1.0), around(1.02), around(1.01)], [0.0, 0.01, 0.02]
+    found = chances(settings, bounds, higher=False)
+    turned = chances([each[::-1] for each in settings[::-1]], bounds[::-1], higher=False)
+    assert found is not None
+    assert turned == found[::-1]
+
+
 def test_what_is_not_known_has_no_probability() -> None:
     assert chances([around(1.0), around(2.0)[:2]], [0, 0], higher=False) is None  # two cycles tell no scatter
     assert chances([around(1.0), [2.0] * 3], [0, 0], higher=False) is None
